@@ -1,0 +1,219 @@
+"""The record types of every text artifact; one JSON object a line, one type a file.
+
+Reading checks each field: a wrong record is refused with file, line, field and what was expected.
+"""
+
+import dataclasses
+import gzip
+import json
+import os
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cai_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One turn of a dialogue; `role` is "human" or "assistant"."""
+
+    role: str
+    text: str
+
+
+Dialogue = tuple[Turn, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A partial conversation that ends in a human turn. `tags` are for people and evaluation."""
+
+    id: str
+    dialogue: Dialogue
+    tags: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A stretch of a document; `weight` multiplies the loss on its tokens (0: context only)."""
+
+    text: str
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """Running text for pretraining, in weighted pieces."""
+
+    id: str
+    pieces: tuple[Piece, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+    """A dialogue and the response to imitate."""
+
+    id: str
+    dialogue: Dialogue
+    response: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One critique and revision under one principle (its id in the constitution)."""
+
+    principle: str
+    critique: str
+    revision: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A response and its successive critiques and revisions; revision 0 is the response."""
+
+    id: str
+    dialogue: Dialogue
+    response: str
+    rounds: tuple[Round, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two responses to one dialogue, not yet judged."""
+
+    id: str
+    dialogue: Dialogue
+    response_a: str
+    response_b: str
+    tags: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A judged pair. `p_a` is the probability that response_a is the better one (a soft label).
+
+    `source` names who judged ("feedback" or "human", say). `principle` is an id of the
+    constitution. `logp_a`, `logp_b` are the log-probabilities of " (A)" and " (B)" as the feedback
+    model gave them, `a_is_first` says whether response_a stood at (A), and `reasoning` holds its
+    chain of thought, if any. `tags` come from the pair.
+    """
+
+    id: str
+    dialogue: Dialogue
+    response_a: str
+    response_b: str
+    p_a: float
+    source: str
+    principle: str | None = None
+    logp_a: float | None = None
+    logp_b: float | None = None
+    a_is_first: bool | None = None
+    reasoning: str | None = None
+    tags: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """One response sampled during RL, with its PM score and the KL paid for it (nats)."""
+
+    id: str
+    iteration: int
+    dialogue: Dialogue
+    response: str
+    score: float
+    kl: float
+    finish_reason: str
+
+
+Record = TypeVar("Record")
+
+
+def write_records(path: Path, records: Iterable[Any]) -> int:
+    """Writes records as JSON Lines, whole or not at all, and returns how many."""
+    partial = path.with_name(path.name + ".partial")
+    count = 0
+    with open(partial, "w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n")
+            count += 1
+    os.replace(partial, path)
+    return count
+
+
+def read_records(path: Path, record_type: type[Record]) -> list[Record]:
+    """Reads a JSON Lines file of one record type.
+
+    Raises:
+        InputError: naming file, line, field and what was expected.
+    """
+    return [parse(record_type, value, where) for where, value in json_lines(path)]
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields ("file:line", value) for each line of a .jsonl or .jsonl.gz file."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: expected a JSON Lines file, found none; check the path")
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield f"{path}:{number}", json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise InputError(
+                        f"{path}:{number}: expected one JSON object, found {line[:40]!r} "
+                        f"({error.msg} at column {error.colno})"
+                    ) from None
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+
+
+def parse(expected: Any, value: Any, where: str) -> Any:
+    """Turns a JSON value into `expected` (a record type, scalar or container), or refuses it."""
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if expected is Any:
+        return value
+    if dataclasses.is_dataclass(expected):
+        return _parse_record(expected, value, where)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return parse(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple:
+        items = _expect(value, list, "a list", where)
+        return tuple(parse(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(items))
+    if origin is dict:
+        return dict(_expect(value, dict, "an object", where))
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if expected is not bool and isinstance(value, bool):
+        raise InputError(f"{where}: expected {expected.__name__}, found {value!r}")
+    return _expect(value, expected, expected.__name__, where)
+
+
+def _parse_record(record_type: Any, value: Any, where: str) -> Any:
+    value = _expect(value, dict, "an object", where)
+    hints = typing.get_type_hints(record_type)
+    fields = {field.name: field for field in dataclasses.fields(record_type)}
+    unknown = sorted(set(value) - set(fields))
+    if unknown:
+        raise InputError(f"{where}: unknown field {unknown[0]!r}; expected {', '.join(fields)}")
+    for name, field in fields.items():
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if required and name not in value:
+            raise InputError(f"{where}: field {name!r} is missing; found {', '.join(value)}")
+    return record_type(
+        **{name: parse(hints[name], item, f"{where}: {name}") for name, item in value.items()}
+    )
+
+
+def _expect(value: Any, expected: Any, name: str, where: str) -> Any:
+    if not isinstance(value, expected):
+        raise InputError(f"{where}: expected {name}, found {str(value)[:40]!r}")
+    return value
