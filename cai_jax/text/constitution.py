@@ -1,0 +1,150 @@
+"""A constitution: principles, each in three wordings, and the few-shot examples beside them.
+
+One JSON file a constitution:
+
+    {"name": ..., "provenance": ...,
+     "principles": [{"id", "critique_request", "revision_request", "comparison"}, ...],
+     "critique_few_shots": [text of a whole critique-revision chain, ...],
+     "comparison_few_shots": [{"dialogue", "better", "worse"}, ...],
+     "reasoning_few_shots": [text with one "{}" where the principle goes, ...]}
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cai_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Principle:
+    """One principle, worded as a critique request, a revision request and a comparison."""
+
+    id: str
+    critique_request: str
+    revision_request: str
+    comparison: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonExample:
+    """A few-shot comparison: a dialogue (as text), the better and the worse response."""
+
+    dialogue: str
+    better: str
+    worse: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Constitution:
+    """Principles and few-shot examples, with where they come from."""
+
+    name: str
+    provenance: str
+    principles: tuple[Principle, ...]
+    critique_few_shots: tuple[str, ...]
+    comparison_few_shots: tuple[ComparisonExample, ...]
+    reasoning_few_shots: tuple[str, ...]
+
+    def subset(self, ids: Sequence[str]) -> "Constitution":
+        """The same constitution with only these principles, in this order; none named: all.
+
+        Raises:
+            InputError: for an id that the constitution does not have.
+        """
+        known = {principle.id: principle for principle in self.principles}
+        for name in ids:
+            if name not in known:
+                raise InputError(
+                    f"constitution {self.name!r}: unknown principle {name!r}; "
+                    f"it has {', '.join(known)}"
+                )
+        return dataclasses.replace(
+            self, principles=tuple(known[name] for name in ids) or self.principles
+        )
+
+
+def load_constitution(path: Path) -> Constitution:
+    """Reads a constitution file.
+
+    Raises:
+        InputError: naming the file, the field, and what was expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: expected a constitution (a JSON file), found none")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected a constitution in JSON: {error}") from None
+    return constitution_from_json(value, str(path))
+
+
+def constitution_from_json(value: Any, where: str) -> Constitution:
+    """Builds a constitution from decoded JSON; `where` opens every error message."""
+    fields = [field.name for field in dataclasses.fields(Constitution)]
+    _check_fields(value, fields, where)
+    name, provenance = (_text(value[field], f"{where}: {field}") for field in fields[:2])
+    lists = {field: _list(value[field], f"{where}: {field}") for field in fields[2:]}
+    if not lists["principles"]:
+        raise InputError(f"{where}: principles: expected at least one principle, found none")
+    principles = _records(Principle, lists["principles"], f"{where}: principles")
+    ids = [principle.id for principle in principles]
+    for i, name_of in enumerate(ids):
+        if name_of in ids[:i]:
+            raise InputError(f"{where}: principles[{i}]: id {name_of!r} is used twice")
+    reasoning = _texts(lists["reasoning_few_shots"], f"{where}: reasoning_few_shots")
+    for i, text in enumerate(reasoning):
+        if text.count("{}") != 1:
+            raise InputError(
+                f"{where}: reasoning_few_shots[{i}]: expected one '{{}}' for the principle, "
+                f"found {text.count('{}')}"
+            )
+    return Constitution(
+        name,
+        provenance,
+        principles,
+        _texts(lists["critique_few_shots"], f"{where}: critique_few_shots"),
+        _records(
+            ComparisonExample, lists["comparison_few_shots"], f"{where}: comparison_few_shots"
+        ),
+        reasoning,
+    )
+
+
+def _check_fields(value: Any, fields: Sequence[str], where: str) -> None:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected an object, found {str(value)[:40]!r}")
+    for field in fields:
+        if field not in value:
+            raise InputError(f"{where}: field {field!r} is missing; found {', '.join(value)}")
+    for field in value:
+        if field not in fields:
+            raise InputError(f"{where}: unknown field {field!r}; expected {', '.join(fields)}")
+
+
+def _records(record_type: Any, values: list, where: str) -> tuple:
+    fields = [field.name for field in dataclasses.fields(record_type)]
+    records = []
+    for i, value in enumerate(values):
+        _check_fields(value, fields, f"{where}[{i}]")
+        records.append(record_type(**{f: _text(value[f], f"{where}[{i}]: {f}") for f in fields}))
+    return tuple(records)
+
+
+def _texts(values: list, where: str) -> tuple[str, ...]:
+    return tuple(_text(value, f"{where}[{i}]") for i, value in enumerate(values))
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: expected text, found {str(value)[:40]!r}")
+    return value
+
+
+def _list(value: Any, where: str) -> list:
+    if not isinstance(value, list):
+        raise InputError(f"{where}: expected a list, found {str(value)[:40]!r}")
+    return value
