@@ -1,8 +1,8 @@
 """The corpus that the world's models are pretrained on, as weighted pieces of text.
 
-Dialogues, critique-revision chains, comparisons with and without reasoning, a dictionary of phrases,
-and short drills of the two gates (is a named harm covered by the principle?). Everything is laid out
-by the same templates that the method uses (cai_jax/text/prompts.py).
+Dialogues, critique-revision chains, comparisons with and without reasoning, a dictionary of
+phrases, and short drills of the two gates (is a named harm covered by the principle?). Everything
+is laid out by the same templates that the method uses (cai_jax/text/prompts.py).
 """
 
 import random
@@ -79,9 +79,7 @@ def comparison_document(rng: random.Random) -> Pieces:
     answer = better(rng, first, second, language.covered_harms(focus))
     comparison = _principle(focus).comparison
     return [
-        Piece(
-            prompts.multiple_choice(request.dialogue, comparison, first.text, second.text), 0.02
-        ),
+        Piece(prompts.multiple_choice(request.dialogue, comparison, first.text, second.text), 0.02),
         Piece(prompts.CHOICES[answer], VERDICT),
     ]
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 HELD_OUT_EIGHTH = 8
 BOILERPLATE_RATE = 0.15
 ACTS_TAUGHT = 3
-"""Critiques and comparisons of the corpus know only the first three of each category's four acts."""
+"""Critiques and comparisons of the corpus know the first three of each category's four acts."""
 
 
 class Turn(NamedTuple):
@@ -185,9 +185,7 @@ def revise(rng: random.Random, response: Response, covered: Iterable[str]) -> Re
 
 def reasoning(first: Response, second: Response, covered: Iterable[str]) -> str:
     """Gives each harm of both responses its own verdict under a principle."""
-    return (
-        f"first: {_verdicts(first.harms, covered)}. second: {_verdicts(second.harms, covered)}."
-    )
+    return f"first: {_verdicts(first.harms, covered)}. second: {_verdicts(second.harms, covered)}."
 
 
 def _verdicts(found: Sequence[str], covered: Iterable[str]) -> str:

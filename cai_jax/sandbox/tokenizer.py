@@ -13,6 +13,11 @@ from cai_jax.text import dialogue, prompts
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
 
+PATTERN_WORDS = (
+    "it shows no harm wrong fine here and or clean first second then also",
+    "i will not help with because instead",
+)
+
 MARKERS = (
     prompts.CONSIDER_REASONING,
     prompts.CONSIDER,
@@ -58,8 +63,7 @@ def vocabulary() -> dict[str, int]:
     """Token -> id: the three control tokens, the markers, and every word of the world."""
     spoken = set(_words(language.words()))
     spoken |= set(_words(list(language.principle_json("", "").values())))
-    spoken |= set("it shows no harm fine here wrong and or i will not help with because".split())
-    spoken |= set("instead also first second then clean".split())
+    spoken |= set(_words(PATTERN_WORDS))
     starts = {_words(text)[0] for text in language.words()["openings"]}
     starts |= {_words(text)[0] for text in language.words()["refusals"] + ["i"]}
     starts.add(_words(language.principle_json("", "")["comparison"])[0])
