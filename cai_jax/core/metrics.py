@@ -11,7 +11,7 @@ class MetricsWriter:
 
     def __init__(self, folder: Path):
         """Opens `folder/metrics.jsonl` for appending."""
-        self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8")
+        self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, step: int, **metrics: Any) -> None:
         """Writes scalars (Python, NumPy or JAX); one that is not finite becomes null."""
