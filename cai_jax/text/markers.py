@@ -8,8 +8,8 @@ import re
 from cai_jax.text.dialogue import cut_at_stop
 
 _BRACKETS = re.compile(r"\[{3,}|\]{3,}")
-_CHOICE = re.compile(r"\(\s*([AB])\s*\)")
-_ANSWER = re.compile(r"\b(answer is)\s*:", re.IGNORECASE)
+_CHOICE = re.compile(r"(?:\(\s*)+([AB])(?=\s*\))")
+_ANSWER = re.compile(r"\b(answer is)(?:\s*:)+", re.IGNORECASE)
 
 
 def neutralised(text: str) -> tuple[str, bool]:
@@ -24,6 +24,6 @@ def neutralised(text: str) -> tuple[str, bool]:
     """
     cut = cut_at_stop(text)
     plain = _BRACKETS.sub(lambda match: match[0][:2], cut)
-    plain = _CHOICE.sub(r"\1)", plain)
+    plain = _CHOICE.sub(r"\1", plain)
     plain = _ANSWER.sub(r"\1", plain)
     return plain, plain != text.strip()

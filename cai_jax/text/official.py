@@ -73,15 +73,14 @@ def read_official(folder: Path) -> Constitution:
 
 
 def _mended(field: "_Field") -> str:
-    """Gives a reasoning few-shot the common heading, and "{}" the meaning of the bare comparison.
+    """Gives a reasoning few-shot the common heading, and "{}" the meaning it has everywhere here.
 
-    In the files "{}" stands for a whole instruction, "\\n... Options:"; a Principle's comparison is
-    that without its ends, which `text.prompts` puts back.
+    In the files "{}" stands for a whole instruction, with the blank line in front of it.
     """
     heading, turns, body = field.text().partition("\n\nH: ")
     if not turns or "Consider the following conversation" not in heading:
         raise InputError(f"{field.where}: expected a conversation that begins with 'H: '")
-    return f"{CONSIDER_REASONING}{turns}{body.replace('{}', chr(10) + '{} Options:')}"
+    return CONSIDER_REASONING + turns + body.replace("{}", "\n{}")
 
 
 class _Field:
