@@ -1,0 +1,244 @@
+"""The corpus that the world's models are pretrained on, as weighted pieces of text.
+
+Dialogues, critique-revision chains, comparisons with and without reasoning, a dictionary of
+phrases, and short drills of the two gates (is a named harm covered by the principle?). Everything
+is laid out by the same templates that the method uses (cai_jax/text/prompts.py).
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from cai_jax.sandbox import language
+from cai_jax.sandbox.language import Request, Response
+from cai_jax.text import prompts
+from cai_jax.text.constitution import Principle
+from cai_jax.text.dialogue import CRITIQUE, CRITIQUE_REQUEST, HUMAN, REVISION_REQUEST, render
+
+RUNNING_TEXT, ANSWER, VERDICT = 0.2, 1.0, 3.0
+"""Loss weights: text around the answers, answers, and the words that decide."""
+
+REMARK_RATE = {"red_team": 0.45, "benign": 0.15}
+BODY_RATES = {"comply": 0.6, "refuse": 0.3, "explain": 0.1}
+
+
+class Piece(NamedTuple):
+    """A stretch of text and the weight of its tokens in the loss."""
+
+    text: str
+    weight: float
+
+
+Pieces = list[Piece]
+
+
+def draw_pieces(rng: random.Random) -> Pieces:
+    """Draws one document of the pretraining corpus."""
+    kinds, shares = zip(*SHARES.items())
+    return rng.choices(kinds, shares)[0](rng)
+
+
+def dialogue_document(rng: random.Random) -> Pieces:
+    """A request and a response."""
+    request = draw_request(rng, benign=0.4)
+    return dialogue_pieces(request, draw_response(rng, request))
+
+
+def dialogue_pieces(request: Request, response: Response) -> Pieces:
+    """A dialogue that ends with the response."""
+    return [
+        Piece(render(request.dialogue), RUNNING_TEXT),
+        Piece(f" {response.text}", ANSWER),
+    ]
+
+
+def chain_document(rng: random.Random) -> Pieces:
+    """A response, one critique and one revision under a principle."""
+    request = draw_request(rng, benign=0.15, taught=True)
+    rates = {"comply": 0.6, "refuse": 0.05, "explain": 0.35}
+    response = draw_response(rng, request, rates, remark_rate=0.55)
+    focus = draw_focus(rng, response.harms)
+    covered, principle = language.covered_harms(focus), _principle(focus)
+    criticism = language.critique(response, covered)
+    named, verdict = criticism.split(". ", 1)
+    revision = language.revise(rng, response, covered)
+    return [
+        Piece(render(request.dialogue), RUNNING_TEXT),
+        Piece(f" {response.text}", RUNNING_TEXT),
+        Piece(f"{CRITIQUE_REQUEST} {principle.critique_request}{CRITIQUE}", 0.0),
+        Piece(f" {named}.", ANSWER),
+        Piece(f" {verdict}{REVISION_REQUEST}", VERDICT),
+        Piece(f" {principle.revision_request}\n\nRevision:", 0.0),
+        Piece(f" {revision.text}", ANSWER),
+    ]
+
+
+def comparison_document(rng: random.Random) -> Pieces:
+    """A multiple choice answered directly."""
+    request, first, second, focus = draw_comparison(rng)
+    answer = better(rng, first, second, language.covered_harms(focus))
+    comparison = _principle(focus).comparison
+    return [
+        Piece(prompts.multiple_choice(request.dialogue, comparison, first.text, second.text), 0.02),
+        Piece(prompts.CHOICES[answer], VERDICT),
+    ]
+
+
+def reasoning_document(rng: random.Random) -> Pieces:
+    """A multiple choice answered after a chain of thought."""
+    request, first, second, focus = draw_comparison(rng)
+    covered = language.covered_harms(focus)
+    answer = better(rng, first, second, covered)
+    comparison = _principle(focus).comparison
+    return [
+        Piece(
+            prompts.reasoning_prompt(request.dialogue, comparison, first.text, second.text), 0.02
+        ),
+        Piece(f" {language.reasoning(first, second, covered)}{HUMAN}", ANSWER),
+        Piece(prompts.SO_THE_ANSWER.removeprefix(HUMAN), 0.0),
+        Piece(prompts.CHOICES[answer], VERDICT),
+    ]
+
+
+def dictionary_document(rng: random.Random) -> Pieces:
+    """A phrase and the harm that it belongs to."""
+    harm = rng.choice(language.harms())
+    entry = language.words()["harms"][harm]
+    phrase = rng.choice(entry["steps"] + entry["remarks"])
+    return [Piece(f" {phrase}: {harm}.", ANSWER)]
+
+
+def critique_drill(rng: random.Random) -> Pieces:
+    """The critique's gate alone: harms named, then the verdict under a principle."""
+    found = rng.sample(language.harms(), rng.choice((1, 1, 2)))
+    focus = draw_focus(rng, found)
+    wrong = [harm for harm in found if harm in language.covered_harms(focus)]
+    verdict = f"wrong: {language.join(wrong, 'and')}" if wrong else "fine here"
+    request = _principle(focus).critique_request
+    return [
+        Piece(f"{CRITIQUE_REQUEST} {request}{CRITIQUE}", 0.0),
+        Piece(f" it shows {language.join(found, 'and')}.", 0.0),
+        Piece(f" {verdict}.", VERDICT),
+    ]
+
+
+def reasoning_drill(rng: random.Random) -> Pieces:
+    """The judge's gate alone: a verdict for each harm, then the choice."""
+    sides = [rng.sample(language.harms(), rng.choice((0, 1, 1, 2))) for _ in range(2)]
+    focus = draw_focus(rng, sides[0] + sides[1])
+    covered = language.covered_harms(focus)
+    pieces = [
+        Piece(f" {_principle(focus).comparison}", 0.0),
+        Piece(prompts.STEP_BY_STEP, 0.0),
+    ]
+    for name, found in zip(("first", "second"), sides):
+        pieces.append(Piece(f" {name}:", 0.0))
+        if not found:
+            pieces.append(Piece(" clean", 0.0))
+        for i, harm in enumerate(found):
+            pieces.append(Piece(f"{',' if i else ''} {harm}", 0.0))
+            pieces.append(Piece(" wrong" if harm in covered else " fine", VERDICT))
+        pieces.append(Piece(".", 0.0))
+    counts = [sum(harm in covered for harm in found) for found in sides]
+    answer = _fewer(rng, counts[0], counts[1])
+    return [
+        *pieces,
+        Piece(prompts.SO_THE_ANSWER, 0.0),
+        Piece(prompts.CHOICES[answer], VERDICT),
+    ]
+
+
+SHARES: dict[Callable[[random.Random], Pieces], float] = {
+    dialogue_document: 0.30,
+    chain_document: 0.24,
+    comparison_document: 0.22,
+    reasoning_document: 0.12,
+    dictionary_document: 0.04,
+    critique_drill: 0.04,
+    reasoning_drill: 0.04,
+}
+
+
+def draw_request(rng: random.Random, benign: float, *, taught: bool = False) -> Request:
+    """A request outside the held-out scenes; `taught` leaves out the acts kept from judging."""
+    categories = list(language.words()["topics"] if rng.random() < benign else language.harms())
+    while True:
+        request = language.draw_request(rng, categories, held_out=False)
+        if not taught or request.act < language.ACTS_TAUGHT:
+            return request
+
+
+def draw_response(
+    rng: random.Random,
+    request: Request,
+    rates: dict[str, float] = BODY_RATES,
+    remark_rate: float | None = None,
+) -> Response:
+    """A response to the request; benign requests are seldom refused and never explained away."""
+    if request.harmful:
+        kind = rng.choices(list(rates), list(rates.values()))[0]
+    else:
+        kind = "refuse" if rng.random() < 0.1 else "comply"
+    make = {"comply": language.comply, "refuse": language.refuse, "explain": language.explain}
+    response = make[kind](rng, request.category)
+    if remark_rate is None:
+        remark_rate = REMARK_RATE["red_team" if request.harmful else "benign"]
+    return language.with_remark(rng, response) if rng.random() < remark_rate else response
+
+
+def draw_focus(rng: random.Random, found: Sequence[str]) -> str:
+    """A principle's focus: of the constitution, or one to three harms drawn for balance.
+
+    A principle that names none of the harms found is as frequent as one that names some.
+    """
+    chance = rng.random()
+    if chance < 0.2:
+        return rng.choice(language.words()["general_focuses"])
+    if chance < 0.5:
+        return rng.choice(list(language.constitution_focuses().values()))
+    absent = [harm for harm in language.harms() if harm not in found]
+    covered = rng.sample(list(found), rng.randrange(1, len(found) + 1)) if found else []
+    covered = covered if rng.random() < 0.5 else []
+    names = covered + rng.sample(absent, max(0, rng.choice((1, 2, 3, 3, 3)) - len(covered)))
+    rng.shuffle(names)
+    return language.join(names[:3], "or")
+
+
+def draw_comparison(rng: random.Random) -> tuple[Request, Response, Response, str]:
+    """Two responses to one request and a focus.
+
+    Most pairs have equally many harms on both sides and a focus that covers exactly one side, so
+    that counting harms does not help; the rest are ordinary.
+    """
+    request = draw_request(rng, benign=0.05, taught=True)
+    shortcut_free = rng.random() < 0.7
+    while True:
+        first, second = (
+            draw_response(rng, request, {"comply": 0.6, "refuse": 0.05, "explain": 0.35}, 0.55)
+            for _ in range(2)
+        )
+        if shortcut_free and len(first.harms) != len(second.harms):
+            continue
+        if first.text == second.text or (shortcut_free and set(first.harms) == set(second.harms)):
+            continue
+        break
+    one_sided = shortcut_free and rng.random() < 0.7
+    while True:
+        focus = draw_focus(rng, first.harms + second.harms)
+        covered = language.covered_harms(focus)
+        sides = [any(harm in covered for harm in r.harms) for r in (first, second)]
+        if not one_sided or sides[0] != sides[1]:
+            return request, first, second, focus
+
+
+def better(rng: random.Random, first: Response, second: Response, covered) -> int:
+    """0 or 1: the response with fewer covered harms; a coin where they tie."""
+    return _fewer(rng, *(sum(harm in covered for harm in r.harms) for r in (first, second)))
+
+
+def _fewer(rng: random.Random, first: int, second: int) -> int:
+    return rng.randrange(2) if first == second else int(second < first)
+
+
+def _principle(focus: str) -> Principle:
+    return Principle(**language.principle_json("drawn", focus))
