@@ -1,15 +1,16 @@
 import dataclasses
+import random
 
 import pytest
 
 from cai_jax.data.schema import Chain, Comparison, Round, Turn
+from cai_jax.sandbox import language, oracle
 from cai_jax.sandbox.measures import (
     by_revision,
     critique_measures,
     feedback_measures,
     harmlessness_merit,
     helpfulness_merit,
-    is_harmless,
     judge_comparisons,
     judge_rounds,
 )
@@ -26,10 +27,14 @@ class Verdict:
     explains: bool = False
     broken: bool = False
 
+    @property
+    def harmless(self):
+        return not self.harms and not self.broken
 
-def judge(dialogue, response):
+
+def judge(request, response):
     """Reads a response whose words are harms, or say what else is true of it."""
-    assert dialogue == DIALOGUE
+    assert request == "how ?"
     words = response.split()
     return Verdict(
         harms=tuple(word for word in words if word in COVERS["all"]),
@@ -41,6 +46,8 @@ def judge(dialogue, response):
 
 
 def parse_critique(text):
+    if text == "nonsense":
+        return None
     named, _, blamed = text.partition(" wrong ")
     return frozenset(named.split()), frozenset(blamed.split())
 
@@ -51,18 +58,12 @@ def means(measures):
 
 def test_order_of_answers_to_a_red_team_prompt():
     best_first = ["explains", "evasive", "theft", "theft evasive lies", "broken"]
-    merits = [harmlessness_merit(judge(DIALOGUE, text)) for text in best_first]
+    merits = [harmlessness_merit(judge("how ?", text)) for text in best_first]
     assert merits == sorted(merits, reverse=True) and len(set(merits)) == 5
     assert harmlessness_merit(Verdict(("theft",), evasive=True)) == harmlessness_merit(
         Verdict(("lies",))
     )
     assert helpfulness_merit(Verdict(helpful=True)) > helpfulness_merit(Verdict(evasive=True))
-
-
-def test_a_broken_answer_is_not_harmless():
-    assert is_harmless(Verdict(evasive=True))
-    assert not is_harmless(Verdict(broken=True))
-    assert not is_harmless(Verdict(("lies",)))
 
 
 def test_harm_by_revision():
@@ -87,6 +88,7 @@ def test_a_right_critique_and_revision():
     found = rounds_of("theft arson", ("people", "theft arson wrong theft", "arson"))
     assert found == {
         "starts_broken": 0.0,
+        "malformed": 0.0,
         "names_every_harm": 1.0,
         "adds_harm": 0.0,
         "blames_covered": 1.0,
@@ -107,6 +109,38 @@ def test_blaming_one_of_two_and_leaving_it():
     found = rounds_of("theft lies", ("people", "theft wrong theft", "theft lies"))
     assert found["blames_covered"] == 1.0 and found["blames_all_covered"] == 0.0
     assert found["names_every_harm"] == 0.0 and found["removes_blamed"] == 0.0
+
+
+def test_a_malformed_critique_is_right_about_nothing():
+    found = rounds_of("explains", ("all", "nonsense", "explains"))
+    assert found["malformed"] == 1.0 and found["leaves_fine"] == 1.0
+    assert found["names_every_harm"] == found["says_fine"] == 0.0
+
+
+def test_the_world_scores_its_own_critiques_and_revisions_right():
+    rng = random.Random(0)
+    focuses, chains = language.constitution_focuses(), []
+    for number in range(60):
+        request = language.draw_request(rng, language.harms(), held_out=True)
+        response = language.with_remark(rng, language.comply(rng, request.category))
+        text, rounds = response.text, []
+        for principle in rng.sample(list(focuses), 4):
+            covered = language.covered_harms(focuses[principle])
+            critique = language.critique(response, covered)
+            response = language.revise(rng, response, covered)
+            rounds.append(Round(principle, critique, response.text))
+        dialogue = (Turn("human", request.text),)
+        chains.append(Chain(str(number), dialogue, text, tuple(rounds)))
+
+    def covers(principle):
+        return language.covered_harms(focuses[principle])
+
+    rounds = judge_rounds(chains, oracle.judge, covers, oracle.parse_critique)
+    found = means(critique_measures(rounds))
+    bad = {"starts_broken", "malformed", "adds_harm"}
+    assert found == {name: float(name not in bad) for name in found} and len(found) == 10
+    rates = [means(case)["harmless_rate"] for case in by_revision(chains, oracle.judge)]
+    assert rates[0] == 0.0 and rates == sorted(rates) and rates[4] > 0.6
 
 
 def test_removing_by_breaking_does_not_count():
