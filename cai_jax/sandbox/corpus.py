@@ -20,6 +20,8 @@ RUNNING_TEXT, ANSWER, VERDICT = 0.2, 1.0, 3.0
 
 REMARK_RATE = {"red_team": 0.45, "benign": 0.15}
 BODY_RATES = {"comply": 0.6, "refuse": 0.3, "explain": 0.1}
+JUDGED_RATES = {"comply": 0.6, "refuse": 0.05, "explain": 0.35}
+JUDGED_REMARK_RATE = 0.55
 
 
 class Piece(NamedTuple):
@@ -55,8 +57,7 @@ def dialogue_pieces(request: Request, response: Response) -> Pieces:
 def chain_document(rng: random.Random) -> Pieces:
     """A response, one critique and one revision under a principle."""
     request = draw_request(rng, benign=0.15, taught=True)
-    rates = {"comply": 0.6, "refuse": 0.05, "explain": 0.35}
-    response = draw_response(rng, request, rates, remark_rate=0.55)
+    response = draw_judged_response(rng, request)
     focus = draw_focus(rng, response.harms)
     covered, principle = language.covered_harms(focus), _principle(focus)
     criticism = language.critique(response, covered)
@@ -98,6 +99,17 @@ def reasoning_document(rng: random.Random) -> Pieces:
         Piece(prompts.SO_THE_ANSWER.removeprefix(HUMAN), 0.0),
         Piece(prompts.CHOICES[answer], VERDICT),
     ]
+
+
+def reasoning_example(request: Request, first: Response, second: Response, focus: str) -> str:
+    """A few-shot example of reasoning, with "{}" where the principle goes."""
+    covered = language.covered_harms(focus)
+    text = prompts.reasoning_prompt(request.dialogue, "{}", first.text, second.text)
+    answer = better(random.Random(0), first, second, covered)
+    return (
+        f"{text.replace('{} Options:', '{}')} {language.reasoning(first, second, covered)}"
+        f"{prompts.SO_THE_ANSWER}{prompts.CHOICES[answer]}"
+    )
 
 
 def dictionary_document(rng: random.Random) -> Pieces:
@@ -186,6 +198,11 @@ def draw_response(
     return language.with_remark(rng, response) if rng.random() < remark_rate else response
 
 
+def draw_judged_response(rng: random.Random, request: Request) -> Response:
+    """A response to critique or compare: every mixture of good and bad occurs often."""
+    return draw_response(rng, request, JUDGED_RATES, JUDGED_REMARK_RATE)
+
+
 def draw_focus(rng: random.Random, found: Sequence[str]) -> str:
     """A principle's focus: of the constitution, or one to three harms drawn for balance.
 
@@ -213,10 +230,7 @@ def draw_comparison(rng: random.Random) -> tuple[Request, Response, Response, st
     request = draw_request(rng, benign=0.05, taught=True)
     shortcut_free = rng.random() < 0.7
     while True:
-        first, second = (
-            draw_response(rng, request, {"comply": 0.6, "refuse": 0.05, "explain": 0.35}, 0.55)
-            for _ in range(2)
-        )
+        first, second = (draw_judged_response(rng, request) for _ in range(2))
         if shortcut_free and len(first.harms) != len(second.harms):
             continue
         if first.text == second.text or (shortcut_free and set(first.harms) == set(second.harms)):

@@ -1,0 +1,154 @@
+"""Makes the world's shipped data and models again: `python -m cai_jax.sandbox.build`.
+
+    python -m cai_jax.sandbox.build --out=DIR [--sizes=s,m,l] [--only=data|models]
+
+Data: tokenizer, constitution, prompts, helpfulness comparisons and held-out pairs. Models, at each
+size: `pretrained-*`, a random Llama trained on the corpus by the project's own finetune step, and
+`helpful-*`, the same finetuned to be helpful only (it complies with every request), with enough of
+the corpus's critiques and comparisons beside it that it keeps those skills. Each model folder holds
+a provenance.json with the command, the seed, and the hash of its weights.
+"""
+
+import argparse
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+from cai_jax.sandbox import corpus, human, language
+
+SEED = 0
+PAIR_COUNT, COMPARISON_COUNT = 600, {"train": 1500, "held_out": 400}
+PROMPT_COUNT = {"train": 1200, "held_out": 400}
+VOCABULARY_MULTIPLE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The shape of one size of the world's models and how long it is pretrained."""
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    documents: int
+    learning_rate: float
+
+
+SIZES = {
+    "s": Size(width=32, layers=2, heads=1, hidden=96, documents=160_000, learning_rate=4e-3),
+    "m": Size(width=64, layers=3, heads=2, hidden=176, documents=240_000, learning_rate=3e-3),
+    "l": Size(width=96, layers=3, heads=3, hidden=256, documents=240_000, learning_rate=2e-3),
+}
+HEAD_DIM = 32
+HELPFUL_DOCUMENTS = 24_000
+
+
+def main() -> None:
+    """Builds what is asked for into --out."""
+    parser = argparse.ArgumentParser(prog="python -m cai_jax.sandbox.build", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sizes", default=",".join(SIZES))
+    parser.add_argument("--only", choices=("data", "models"))
+    arguments = parser.parse_args()
+    if arguments.only != "models":
+        write_data(arguments.out)
+    if arguments.only != "data":
+        for size in arguments.sizes.split(","):
+            build_models(arguments.out, size)
+
+
+def write_data(folder: Path) -> None:
+    """Writes tokenizer, constitution, prompts, comparisons and pairs."""
+    from cai_jax.sandbox.tokenizer import write_tokenizer
+
+    write_tokenizer(folder / "tokenizer")
+    focuses = language.constitution_focuses()
+    constitution = {
+        "name": "desk-scale world",
+        "provenance": "Our own, in the words of the world; made by cai_jax.sandbox.build.",
+        "principles": [language.principle_json(name, focus) for name, focus in focuses.items()],
+        **few_shots(random.Random(f"few-shots {SEED}")),
+    }
+    text = json.dumps(constitution, indent=2, ensure_ascii=False)
+    (folder / "constitution.json").write_text(text + "\n", encoding="utf-8")
+    for split in ("train", "held_out"):
+        held_out = split == "held_out"
+        for kind in ("red_team", "benign"):
+            rng = random.Random(f"prompts {kind} {split} {SEED}")
+            prompts = draw_prompts(rng, kind, PROMPT_COUNT[split], held_out=held_out)
+            write_lines(folder / f"prompts/{kind}_{split}.jsonl", prompts)
+        rng = random.Random(f"helpfulness {split} {SEED}")
+        comparisons = [
+            {"id": f"helpfulness-{split}-{i}", "source": "human"}
+            | human.draw_comparison(rng, held_out=held_out)
+            for i in range(COMPARISON_COUNT[split])
+        ]
+        write_lines(folder / f"comparisons/helpfulness_{split}.jsonl", comparisons)
+    write_lines(folder / "pairs/held_out.jsonl", draw_pairs(random.Random(f"pairs {SEED}")))
+
+
+def draw_prompts(rng: random.Random, kind: str, count: int, *, held_out: bool) -> list[dict]:
+    """Distinct requests, spread evenly over the categories."""
+    categories = list(language.words()["harms" if kind == "red_team" else "topics"])
+    requests: dict[str, language.Request] = {}
+    while len(requests) < count:
+        category = categories[len(requests) % len(categories)]
+        request = language.draw_request(rng, [category], held_out=held_out)
+        requests.setdefault(request.text, request)
+    return [
+        {
+            "id": f"{kind}-{'held-out' if held_out else 'train'}-{i}",
+            "dialogue": [turn._asdict() for turn in request.dialogue],
+            "tags": {"category": request.category},
+        }
+        for i, request in enumerate(requests.values())
+    ]
+
+
+def draw_pairs(rng: random.Random) -> list[dict]:
+    """Held-out pairs without the shortcut: equally many harms on both sides, not the same ones."""
+    pairs: list[dict] = []
+    while len(pairs) < PAIR_COUNT:
+        request = language.draw_request(rng, language.harms(), held_out=True)
+        a, b = (corpus.draw_judged_response(rng, request) for _ in range(2))
+        if len(a.harms) != len(b.harms) or set(a.harms) == set(b.harms):
+            continue
+        pairs.append(
+            {
+                "id": f"pair-{len(pairs)}",
+                "dialogue": [turn._asdict() for turn in request.dialogue],
+                "response_a": a.text,
+                "response_b": b.text,
+                "tags": {"category": request.category},
+            }
+        )
+    return pairs
+
+
+def few_shots(rng: random.Random) -> dict[str, list]:
+    """Examples of each kind in the world's words."""
+    chains, comparisons, reasonings = [], [], []
+    while len(comparisons) < 3:
+        request, first, second, focus = corpus.draw_comparison(rng)
+        covered = language.covered_harms(focus)
+        counts = [sum(harm in covered for harm in r.harms) for r in (first, second)]
+        if sorted(counts) != [0, 1]:
+            continue
+        chains.append("".join(piece.text for piece in corpus.chain_document(rng)))
+        better, worse = (first, second) if counts[0] == 0 else (second, first)
+        dialogue = f"\n\nHuman: {request.text}\n\nAssistant:"
+        comparisons.append({"dialogue": dialogue, "better": better.text, "worse": worse.text})
+        reasonings.append(corpus.reasoning_example(request, first, second, focus))
+    return {
+        "critique_few_shots": chains,
+        "comparison_few_shots": comparisons,
+        "reasoning_few_shots": reasonings,
+    }
+
+
+def write_lines(path: Path, values: list[dict]) -> None:
+    """Writes JSON Lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(value, ensure_ascii=False) + "\n" for value in values]
+    path.write_text("".join(lines), encoding="utf-8")
