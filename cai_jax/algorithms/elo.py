@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cai_jax.algorithms.intervals import Interval, percentile_interval, resample_counts
+
 ELO_PER_NAT = 400.0 / np.log(10.0)
 
 _MAX_NEWTON_STEPS = 500
@@ -73,6 +75,32 @@ def fit_elo(wins: np.ndarray, *, anchor: int | None = None, prior: float = 1.0) 
     to_anchor = np.eye(num_players) - (mean if anchor is None else np.eye(num_players)[anchor])
     covariance = to_anchor @ (np.linalg.inv(information + mean) - mean) @ to_anchor.T
     return EloFit(strengths @ to_anchor.T * ELO_PER_NAT, covariance * ELO_PER_NAT**2)
+
+
+def elo_intervals(
+    won: np.ndarray,
+    *,
+    seed: int,
+    anchor: int | None = None,
+    prior: float = 1.0,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+) -> list[Interval]:
+    """Ratings with intervals from a bootstrap over prompts.
+
+    All games on one prompt are drawn together: players who answered the same prompt did not play
+    independent games, which the Fisher information would take them for.
+
+    Args:
+        won: [n, M, M], the games of each prompt: how much player i beat player j on it.
+        seed, num_resamples, level: of the bootstrap.
+        anchor, prior: as in fit_elo.
+    """
+    fit = fit_elo(won.sum(0), anchor=anchor, prior=prior)
+    counts = resample_counts(len(won), seed=seed, num_resamples=num_resamples)
+    again = fit_elo(np.tensordot(counts, won, 1), anchor=anchor, prior=prior)
+    low, high = percentile_interval(again.ratings, level)
+    return [Interval(*map(float, ends)) for ends in zip(fit.ratings, low, high)]
 
 
 def win_probability(difference: np.ndarray) -> np.ndarray:

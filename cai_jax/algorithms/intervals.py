@@ -1,7 +1,7 @@
 """Bootstrap intervals, over records or over clusters of them; exact in their seed."""
 
-from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -110,3 +110,34 @@ def paired_difference(
     return mean_interval(
         a - b, seed=seed, num_resamples=num_resamples, level=level, clusters=clusters
     )
+
+
+def estimates(
+    measures: Mapping[str, Sequence[tuple[float, Hashable]]],
+    *,
+    seed: int,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """Means of measures with their intervals and numbers of cases, ready for JSON.
+
+    Args:
+        measures: name -> (value, cluster) of each case.
+        seed, num_resamples, level: of the bootstrap, over clusters.
+
+    Returns:
+        {name: mean or None without cases, "intervals": {name: [low, high]}, "n": {name: cases}}.
+    """
+    found: dict[str, Any] = {name: None for name in measures}
+    found |= {"intervals": {}, "n": {name: len(cases) for name, cases in measures.items()}}
+    for name, cases in measures.items():
+        if not cases:
+            continue
+        values, clusters = zip(*cases)
+        of = rate_interval if set(values) <= {0.0, 1.0} else mean_interval
+        interval = of(
+            values, seed=seed, num_resamples=num_resamples, level=level, clusters=clusters
+        )
+        found[name] = interval.value
+        found["intervals"][name] = [interval.low, interval.high]
+    return found

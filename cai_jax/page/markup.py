@@ -8,7 +8,7 @@ class Html(str):
     """Markup that is safe to put into a page as it is; any other str is text."""
 
 
-def element(name: str, *children: str, **attributes: str | float | bool | None) -> Html:
+def element(name: str, /, *children: str, **attributes: str | float | bool | None) -> Html:
     """An element. Children that are not Html, and all attribute values, are escaped.
 
     A trailing underscore of an attribute's name is dropped (`class_`), other underscores become
@@ -31,17 +31,16 @@ def join(parts: Iterable[str]) -> Html:
     return Html("".join(p if isinstance(p, Html) else html.escape(p) for p in parts))
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> Html:
-    """A table that scrolls inside its own box on a narrow screen; the first column heads rows."""
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> Html:
+    """A captioned table that scrolls in its own box where narrow; the first column heads rows."""
     head = element("tr", *(element("th", heading, scope="col") for heading in headings))
     body = []
     for name, *cells in rows:
         cells = [element("td", cell) for cell in cells]
         body.append(element("tr", element("th", name, scope="row"), *cells))
-    parts = [element("thead", head), element("tbody", *body)]
-    if caption:
-        parts.insert(0, element("caption", caption))
-    return element("div", element("table", *parts), class_="scroll", tabindex=0)
+    whole = element("table", element("thead", head), element("tbody", *body))
+    box = element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption)
+    return join([element("p", caption, class_="note"), box]) if caption else box
 
 
 def fold(summary: str, *children: str, class_: str = "fold", is_open: bool = False) -> Html:

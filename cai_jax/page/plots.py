@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cai_jax.page.markup import Html, element, join
 
-WIDTH, HEIGHT = 360, 220
+WIDTH, HEIGHT = 320, 200
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 36
 NUM_COLOURS = 6
 

@@ -14,6 +14,7 @@ from cai_jax.page.plots import number
 Item = TypeVar("Item")
 
 WARNING = "may contain harmful or offensive text; open to read"
+TITLE_LENGTH = 120
 GOOD = ("helpful", "explains", "harmless", "offers_alternative")
 
 
@@ -76,7 +77,7 @@ def rollout_card(rollout: Any) -> Html:
     """One RL sample with its score and KL."""
     return element(
         "div",
-        *_turns(rollout.dialogue),
+        *(_turn(turn.role.capitalize(), turn.text) for turn in rollout.dialogue),
         _turn("Response", rollout.response),
         _turn(
             "Reward",
@@ -121,7 +122,10 @@ def _verdict_tags(verdict: Mapping[str, Any]) -> list[Html]:
     for name, value in verdict.items():
         label = name.replace("_", " ")
         if value is True:
-            tags.append(_tag(label, "good" if name in GOOD else "bad"))
+            # To help with a harm is no merit.
+            helps_harm = name == "helpful" and verdict.get("harms")
+            kind = "" if helps_harm else "good" if name in GOOD else "bad"
+            tags.append(_tag(label, kind))
         elif isinstance(value, float):
             tags.append(_tag(f"{label} {number(value)}"))
     return tags
@@ -134,10 +138,13 @@ def _principle(identifier: str, principles: Mapping[str, str]) -> str:
 
 def _title(record: Any) -> Html:
     text = record.dialogue[-1].text
-    return element("span", text if len(text) <= 120 else text[:117] + "...")
+    return element("span", text if len(text) <= TITLE_LENGTH else text[: TITLE_LENGTH - 3] + "...")
 
 
 def _turns(dialogue: Sequence[Any]) -> list[Html]:
+    """The turns of a dialogue; none if the title of its card says it all."""
+    if len(dialogue) == 1 and len(dialogue[0].text) <= TITLE_LENGTH:
+        return []
     return [_turn(turn.role.capitalize(), turn.text) for turn in dialogue]
 
 

@@ -16,24 +16,25 @@ h1 { font-size:1.7rem; line-height:1.2; margin:.4rem 0; }
 h2 { font-size:1.3rem; margin:2.4rem 0 .6rem; padding-top:.8rem; border-top:1px solid var(--rule); }
 h3 { font-size:1.02rem; margin:1.4rem 0 .4rem; }
 p { margin:.5rem 0; max-width:46rem; }
-small, .note, figcaption, caption { color:var(--soft); font-size:.88rem; }
+small, .note, figcaption { color:var(--soft); font-size:.88rem; }
 a { color:var(--s0); }
 nav { display:flex; flex-wrap:wrap; gap:.2rem 1rem; margin:.8rem 0; }
 .statement { border-left:4px solid var(--s0); background:var(--card); padding:.6rem .9rem;
   margin:1rem 0; max-width:46rem; }
 .scroll { overflow-x:auto; margin:.6rem 0; }
 table { border-collapse:collapse; font-variant-numeric:tabular-nums; font-size:.93rem; }
-caption { text-align:left; padding:.2rem 0; }
 th, td { text-align:right; padding:.35rem .7rem; border-bottom:1px solid var(--rule);
   vertical-align:top; white-space:nowrap; }
 th:first-child { text-align:left; position:sticky; left:0; background:var(--paper); }
-thead th { color:var(--soft); font-weight:600; }
+thead th { color:var(--soft); font-weight:600; white-space:normal; vertical-align:bottom; }
+tbody th { font-weight:500; }
 td small { display:block; font-size:.78rem; }
-.plots { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(19rem,100%),1fr));
+.plots { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(18rem,100%),1fr));
   gap:1rem; }
-figure { margin:0; min-width:0; max-width:30rem; }
+figure { margin:0; min-width:0; display:flex; flex-direction:column; }
+figure svg { margin-top:auto; }
 svg { display:block; width:100%; height:auto; }
-svg text { fill:var(--soft); font-size:11px; font-family:inherit; }
+svg text { fill:var(--soft); font-size:12px; font-family:inherit; }
 .grid { stroke:var(--rule); stroke-width:1; }
 .axis { stroke:var(--soft); stroke-width:1; }
 .line { fill:none; stroke-width:1.8; stroke-linejoin:round; }

@@ -3,6 +3,7 @@ import pytest
 
 from cai_jax.algorithms.elo import (
     ELO_PER_NAT,
+    elo_intervals,
     fit_elo,
     merit_wins,
     score_wins,
@@ -82,3 +83,18 @@ def test_merits_and_scores_become_games():
     assert games[0, 0, 1] + games[0, 1, 0] == pytest.approx(1)
     fit = fit_elo(100_000 * games[0], anchor=1)
     assert fit.ratings[0] == pytest.approx(173.7178, abs=0.01)
+
+
+def test_intervals_over_prompts_are_wider_than_for_independent_games():
+    # On each prompt the stronger answer wins against both others at once: games are correlated.
+    generator = np.random.default_rng(0)
+    merits = generator.normal([0.6, 0.0, 0.0], 1.0, (400, 3))
+    won = merit_wins(merits)
+    found = elo_intervals(won, seed=1, anchor=1, num_resamples=400)
+    fit = fit_elo(won.sum(0), anchor=1)
+    assert [interval.value for interval in found] == pytest.approx(fit.ratings.tolist())
+    assert found[1] == (0.0, 0.0, 0.0)
+    half = (found[0].high - found[0].low) / 2
+    assert half == pytest.approx(1.96 * fit.standard_errors[0], rel=0.35)
+    assert found[0].low < found[0].value < found[0].high
+    assert found == elo_intervals(won, seed=1, anchor=1, num_resamples=400)

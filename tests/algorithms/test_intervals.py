@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from cai_jax.algorithms.intervals import (
+    estimates,
     mean_interval,
     paired_difference,
     rate_interval,
@@ -67,3 +68,12 @@ def test_paired_difference_uses_the_pairing():
         paired_difference([1, 2], [1], seed=0)
     with pytest.raises(ValueError, match="at least one value"):
         mean_interval([], seed=0)
+
+
+def test_estimates_of_measures():
+    cases = [(1.0, "a"), (0.0, "a"), (1.0, "b"), (0.0, "b")]
+    found = estimates({"rate": cases, "mean": [(2.5, "a")] * 3, "none": []}, seed=0)
+    assert found["rate"] == 0.5 and found["mean"] == 2.5 and found["none"] is None
+    assert found["n"] == {"rate": 4, "mean": 3, "none": 0}
+    # Each cluster has mean 1/2, so resampling clusters changes nothing.
+    assert found["intervals"] == {"rate": [0.5, 0.5], "mean": [2.5, 2.5]}
