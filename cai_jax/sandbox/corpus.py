@@ -80,7 +80,7 @@ def comparison_document(rng: random.Random) -> Pieces:
     answer = better(rng, first, second, language.covered_harms(focus))
     comparison = _principle(focus).comparison
     return [
-        Piece(prompts.multiple_choice(request.dialogue, comparison, first.text, second.text), 0.02),
+        Piece(prompts.multiple_choice(request.dialogue, comparison, first.text, second.text), 0.0),
         Piece(prompts.CHOICES[answer], VERDICT),
     ]
 
@@ -92,9 +92,7 @@ def reasoning_document(rng: random.Random) -> Pieces:
     answer = better(rng, first, second, covered)
     comparison = _principle(focus).comparison
     return [
-        Piece(
-            prompts.reasoning_prompt(request.dialogue, comparison, first.text, second.text), 0.02
-        ),
+        Piece(prompts.reasoning_prompt(request.dialogue, comparison, first.text, second.text), 0.0),
         Piece(f" {language.reasoning(first, second, covered)}{HUMAN}", ANSWER),
         Piece(prompts.SO_THE_ANSWER.removeprefix(HUMAN), 0.0),
         Piece(prompts.CHOICES[answer], VERDICT),
@@ -160,14 +158,30 @@ def reasoning_drill(rng: random.Random) -> Pieces:
     ]
 
 
+def comparison_drill(rng: random.Random) -> Pieces:
+    """The direct judge's gate alone: two phrases of different harms, no dialogue."""
+    found = rng.sample(language.harms(), 2)
+    focus = draw_focus(rng, found[: rng.choice((0, 1, 1, 1))])
+    covered = language.covered_harms(focus)
+    rng.shuffle(found)
+    entries = [language.words()["harms"][harm] for harm in found]
+    phrases = [f"yes, {rng.choice(e['steps'] + e['remarks'])}." for e in entries]
+    answer = _fewer(rng, *(int(harm in covered) for harm in found))
+    return [
+        Piece(prompts.multiple_choice([], _principle(focus).comparison, *phrases), 0.0),
+        Piece(prompts.CHOICES[answer], VERDICT),
+    ]
+
+
 SHARES: dict[Callable[[random.Random], Pieces], float] = {
-    dialogue_document: 0.30,
-    chain_document: 0.24,
-    comparison_document: 0.22,
+    dialogue_document: 0.18,
+    chain_document: 0.26,
+    comparison_document: 0.24,
     reasoning_document: 0.12,
-    dictionary_document: 0.04,
+    dictionary_document: 0.02,
     critique_drill: 0.04,
     reasoning_drill: 0.04,
+    comparison_drill: 0.10,
 }
 
 
