@@ -1,0 +1,164 @@
+"""Models on disk: what a model reference means, and how a step's model is saved and loaded.
+
+A reference is a Hugging Face folder (local, or an id of the hub), a finished step of a workdir, or
+"sandbox:models/<name>" for a model that ships with the package. A step holds its model in `model/`:
+`params/` (Orbax), `config.json` (as Hugging Face writes it) and the tokenizer's files.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+from cai_jax.errors import InputError
+
+if typing.TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from cai_jax.models.language_model import LanguageModel
+
+SANDBOX = "sandbox:"
+MODEL = "model"  # a step's folder for its model
+PARAMS = "params"  # in it, the Orbax checkpoint
+MANIFEST = "manifest.json"  # what a finished step has
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")  # no pickle, no code
+
+
+def resolve(reference: str | Path) -> Path:
+    """The path that a reference means; "sandbox:..." is looked up in the package's data.
+
+    Raises:
+        InputError: there is no such file or folder.
+    """
+    name = str(reference)
+    if name.startswith(SANDBOX):
+        path = Path(str(importlib.resources.files("cai_jax.sandbox"))) / "data"
+        path = path / name.removeprefix(SANDBOX)
+        if not path.exists():
+            have = sorted(p.name for p in path.parent.glob("*")) or ["nothing there"]
+            raise InputError(f"{name}: no such file in the package; found {', '.join(have)}")
+        return path
+    path = Path(name)
+    if not path.exists():
+        raise InputError(f"{name}: expected a file or folder, found none; check the path")
+    return path
+
+
+def model_folder(reference: str | Path) -> Path:
+    """The folder that holds a referenced model's config, weights and tokenizer.
+
+    Raises:
+        InputError: no such folder, an unfinished step, or a step without a model.
+    """
+    name = str(reference)
+    if not Path(name).exists() and HUB_ID.fullmatch(name):
+        return _from_hub(name)
+    path = resolve(reference)
+    if not path.is_dir():
+        raise InputError(f"{name}: expected a model folder or a finished step, found a file")
+    if (path / "config.json").is_file():
+        return path
+    finished = (path / MANIFEST).is_file()
+    if (path / MODEL).is_dir() and not finished:
+        raise InputError(f"{name}: unfinished step (no {MANIFEST}); run it to its end first")
+    if finished and not (path / MODEL / "config.json").is_file():
+        raise InputError(f"{name}: this step makes no model; name one that has {MODEL}/")
+    return path / MODEL if finished else path
+
+
+def load_model(reference: str | Path, mesh: Mesh | None = None) -> LanguageModel:
+    """Loads a model and its tokenizer.
+
+    Args:
+        reference: see the top of this file.
+        mesh: where to put the params, by the table of `core/sharding.py`; None: default device.
+
+    Returns:
+        The model with float32 params on devices. A preference model's have a `score_head`.
+
+    Raises:
+        InputError: the reference means no model, or one that this package cannot compute.
+    """
+    import jax
+
+    from cai_jax.core import checkpoint, sharding
+    from cai_jax.data.tokenization import load_tokenizer
+    from cai_jax.models import weights
+    from cai_jax.models.language_model import LanguageModel
+
+    folder = model_folder(reference)
+    if not (folder / PARAMS).is_dir():
+        config, params = weights.read_folder(folder)
+        if mesh is None:
+            return LanguageModel(config, jax.device_put(params), load_tokenizer(folder))
+        params = jax.device_put(params, sharding.tree_shardings(params, mesh))
+        return LanguageModel(config, params, load_tokenizer(folder))
+
+    config, preference_model = weights.read_config(folder)
+    abstract = abstract_params(config, preference_model)
+    if mesh is not None:
+        abstract = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            abstract,
+            sharding.tree_shardings(abstract, mesh),
+        )
+    return LanguageModel(
+        config, checkpoint.restore(folder / PARAMS, abstract), load_tokenizer(folder)
+    )
+
+
+def save_model(step_folder: Path, model: LanguageModel) -> None:
+    """Saves a model as `step_folder`/model; the step is finished only with its manifest.
+
+    A model whose params have a `score_head` is a preference model, and loses its unembedding. A
+    policy that carries a value head must be saved without it.
+    """
+    from cai_jax.core import checkpoint
+    from cai_jax.models import weights
+
+    folder = Path(step_folder) / MODEL
+    folder.mkdir()
+    params = dict(model.params)
+    preference_model = "score_head" in params
+    if preference_model:
+        params.pop("unembedder", None)
+    model.tokenizer.save(folder)
+    weights.write_config(folder, model.config, preference_model, special_tokens(model.tokenizer))
+    checkpoint.save(folder / PARAMS, params)
+
+
+def special_tokens(tokenizer: Any) -> dict[str, int | None]:
+    """The ids that `config.json` names."""
+    return {name: getattr(tokenizer, f"{name}_id", None) for name in ("bos", "eos", "pad")}
+
+
+def abstract_params(config: Any, preference_model: bool) -> Any:
+    """Shapes and dtypes of the params of a causal LM or of a preference model."""
+    import jax
+
+    from cai_jax.models import transformer
+
+    def init(key):
+        params = transformer.init_params(config, key)
+        if preference_model:
+            params.pop("unembedder", None)
+            params = transformer.add_score_head(params, config)
+        return params
+
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # the client has many error types; all mean the same here
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"{name}: no such folder here, and not readable as an id of the hub: {reason}"
+        ) from None
