@@ -1,0 +1,62 @@
+"""The device mesh: three named axes, the same for one CPU core and for a pod.
+
+`data` replicates the parameters and splits the batch, `fsdp` splits both the parameters and the
+batch, `tensor` splits heads, hidden units and the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+
+from ml_collections import ConfigDict
+
+from cai_jax.errors import InputError
+
+if typing.TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def default_config() -> ConfigDict:
+    """One device. An axis of -1 takes all devices that the other two leave."""
+    return ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
+
+
+def make_mesh(config: ConfigDict) -> Mesh:
+    """Builds the mesh of `config.data` x `config.fsdp` x `config.tensor` devices.
+
+    Axis types are written out as Auto: the default of `jax.make_mesh` is Explicit since JAX 0.10.
+
+    Raises:
+        InputError: the axes are no positive sizes, or ask for more devices than there are.
+    """
+    import jax
+
+    sizes = mesh_shape(config, jax.device_count())
+    return jax.make_mesh(
+        sizes,
+        AXES,
+        axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
+        devices=jax.devices()[: math.prod(sizes)],
+    )
+
+
+def mesh_shape(config: ConfigDict, device_count: int) -> tuple[int, int, int]:
+    """The sizes of the three axes, with a -1 resolved against `device_count`."""
+    sizes = [config[axis] for axis in AXES]
+    asked = "mesh " + " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        raise InputError(f"{asked}: expected positive sizes, at most one of them -1 (the rest)")
+    if -1 in sizes:
+        fixed = math.prod(size for size in sizes if size != -1)
+        if device_count % fixed:
+            raise InputError(f"{asked}: {fixed} does not divide the {device_count} devices found")
+        sizes[sizes.index(-1)] = device_count // fixed
+    if math.prod(sizes) > device_count:
+        raise InputError(
+            f"{asked}: expected {math.prod(sizes)} devices, found {device_count}; "
+            "choose a smaller mesh"
+        )
+    return sizes[0], sizes[1], sizes[2]
