@@ -6,7 +6,7 @@ One JSON file a constitution:
      "principles": [{"id", "critique_request", "revision_request", "comparison"}, ...],
      "critique_few_shots": [text of a whole critique-revision chain, ...],
      "comparison_few_shots": [{"dialogue", "better", "worse"}, ...],
-     "reasoning_few_shots": [text with one "{}" where the principle goes, ...]}
+     "reasoning_few_shots": [text with one "{}" where "<comparison> Options:" goes, ...]}
 """
 
 import dataclasses
@@ -67,12 +67,16 @@ class Constitution:
 
 
 def load_constitution(path: Path) -> Constitution:
-    """Reads a constitution file.
+    """Reads a constitution file, or the folder of the paper's official prompt files.
 
     Raises:
         InputError: naming the file, the field, and what was expected.
     """
     path = Path(path)
+    if path.is_dir():
+        from cai_jax.text.official import read_official  # it builds on this module
+
+        return read_official(path)
     if not path.is_file():
         raise InputError(f"{path}: expected a constitution (a JSON file), found none")
     try:
