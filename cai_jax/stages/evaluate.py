@@ -7,6 +7,7 @@ This stage, and the build of the sandbox, are all that ever reads the sandbox's 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import typing
@@ -20,7 +21,7 @@ from cai_jax.errors import InputError
 
 if typing.TYPE_CHECKING:
     from cai_jax.algorithms.intervals import Interval
-    from cai_jax.data.schema import Answer, Comparison, Prompt
+    from cai_jax.data.schema import Answer, Comparison
     from cai_jax.sandbox.measures import Measure
 
 PROMPT_SETS = ("red_team", "benign")
@@ -87,25 +88,29 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     Raises:
         InputError: an unknown judge or anchor, or inputs that the judge cannot do with.
     """
+    from cai_jax.core import artifact
+    from cai_jax.data.schema import write_records
+
     judge = _check(config, inputs)
     answers, tokens = _sample(config, inputs, folder)
     opinions = judge(config, inputs, answers)
-    answers = [_judged(answer, opinion) for answer, opinion in zip(answers, opinions)]
-    evaluation = {
+    answers = [
+        dataclasses.replace(answer, verdict=opinion.verdict)
+        for answer, opinion in zip(answers, opinions)
+    ]
+    evaluation: dict[str, Any] = {
         "judge": config.judge,
         "anchor": config.anchor,
         "level": config.level,
-        "models": _models(config, list(inputs["models"]), answers, opinions),
+        "models": _models(config, list(inputs.get("models", {})), answers, opinions),
     }
     if config.judge == "oracle":
         evaluation |= _oracle_measures(config, inputs)
     if "preference" in inputs:
         path = Path(inputs["preference"]) / "evaluation.json"
         evaluation["preference"] = json.loads(path.read_text(encoding="utf-8"))
-    from cai_jax.data.schema import write_records
-
     write_records(folder / "samples.jsonl", answers)
-    _write_json(folder / "evaluation.json", evaluation)
+    artifact.write_json(folder / "evaluation.json", evaluation)
     return {"records": len(answers), "tokens": tokens}
 
 
@@ -140,10 +145,9 @@ def _sample(
     from cai_jax.generation.settings import SamplingSettings
     from cai_jax.text.dialogue import STOPS, cut_at_stop, render
 
-    prompts: dict[str, list[Prompt]] = {}
-    for name in PROMPT_SETS:
-        records = read_prompts(inputs[name]) if name in inputs else []
-        prompts[name] = records[: config.limit] if config.limit else records
+    prompts = {
+        name: read_prompts(inputs[name], config.limit) for name in PROMPT_SETS if name in inputs
+    }
     mesh = make_mesh(config.mesh)
     settings = SamplingSettings(
         max_new_tokens=config.max_new_tokens,
@@ -162,7 +166,7 @@ def _sample(
                 [model.tokenizer.encode_prompt(text) for text in texts],
                 settings,
                 # The key knows the prompt, not the model.
-                (base_key(config.seed, f"{folder.name}/{set_name}"), range(len(records))),
+                (base_key(config.seed, folder.name), [prompt.id for prompt in records]),
                 batch_size=config.batch_size,
                 mesh=mesh,
             )
@@ -268,19 +272,24 @@ def _oracle_measures(config: ConfigDict, inputs: Mapping[str, Any]) -> dict[str,
 
     found: dict[str, Any] = {}
     if "chains" in inputs:
-        chains = read_records(record_file(inputs["chains"], "chains.jsonl"), Chain)
+        chains = read_records(_file(inputs["chains"], "chains.jsonl"), Chain)
         revisions = judging.chain_measures(chains)
         found["chains"] = {"revisions": [_estimates(config, case) for case in revisions]}
     if "critiques" in inputs:
-        chains = read_records(record_file(inputs["critiques"], "chains.jsonl"), Chain)
+        chains = read_records(_file(inputs["critiques"], "chains.jsonl"), Chain)
         found["critiques"] = _estimates(config, judging.critique_measures(chains))
     if "feedback" in inputs:
         found["feedback"] = {}
         for name, path in inputs["feedback"].items():
-            path = record_file(path, "comparisons.jsonl")
+            path = _file(path, "comparisons.jsonl")
             measures = judging.feedback_measures(read_records(path, Comparison), raw_probability)
             found["feedback"][name] = _estimates(config, measures)
     return found
+
+
+def _file(path: Path, name: str) -> Path:
+    """The record file of a step folder; a file is used as it is."""
+    return Path(path) / name if Path(path).is_dir() else Path(path)
 
 
 def raw_probability(comparison: Comparison) -> float:

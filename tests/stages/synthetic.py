@@ -21,13 +21,13 @@ def make_workdir(workdir, num_prompts=12, num_updates=40, seed=0, hostile=""):
     chains = [_chain(rng, str(i), request, hostile) for i, request in enumerate(requests)]
     folder = _step(workdir, "revise", "critique_revise", records=len(chains), tokens=5120)
     write_records(folder / "chains.jsonl", chains)
-    principles = [language.principle_json(*p) for p in language.constitution_focuses().items()]
-    (folder / "constitution.json").write_text(json.dumps({"principles": principles}))
+    _constitution(folder)
     folder = _step(workdir, "sl_cai", "finetune", ["revise"], records=480, tokens=90_000)
     _metrics(folder, num_updates, lambda t: {"loss": 0.4 + 2 * math.exp(-6 * t), "grad_norm": 1.0})
     comparisons = [_comparison(rng, str(i), request, hostile) for i, request in enumerate(requests)]
     folder = _step(workdir, "labels", "feedback", ["sl_cai"], records=len(comparisons), tokens=99)
     write_records(folder / "comparisons.jsonl", comparisons)
+    _constitution(folder)
     folder = _step(workdir, "pm", "preference", ["labels"], records=480, tokens=70_000)
     _metrics(
         folder,
@@ -100,6 +100,11 @@ def _step(workdir, name, kind, inputs=(), **counts):
     manifest = {"kind": kind, "inputs": {r: {"path": r} for r in inputs}, "seconds": 1.5, **counts}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+def _constitution(folder):
+    principles = [language.principle_json(*p) for p in language.constitution_focuses().items()]
+    (folder / "constitution.json").write_text(json.dumps({"principles": principles}))
 
 
 def _metrics(folder, num_updates, line):
