@@ -11,8 +11,11 @@ a provenance.json with the command, the seed, and the hash of its weights.
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import random
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cai_jax.sandbox import corpus, human, language
@@ -42,6 +45,7 @@ SIZES = {
 }
 HEAD_DIM = 32
 HELPFUL_DOCUMENTS = 24_000
+HELPFUL_LEARNING_RATE = 1e-3
 
 
 def main() -> None:
@@ -50,12 +54,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--only", choices=("data", "models"))
+    parser.add_argument(
+        "--documents", type=int, default=0, help="fewer than the size's own, to try"
+    )
     arguments = parser.parse_args()
     if arguments.only != "models":
         write_data(arguments.out)
     if arguments.only != "data":
         for size in arguments.sizes.split(","):
-            build_models(arguments.out, size)
+            build_models(arguments.out, size, arguments.documents)
 
 
 def write_data(folder: Path) -> None:
@@ -147,8 +154,115 @@ def few_shots(rng: random.Random) -> dict[str, list]:
     }
 
 
-def write_lines(path: Path, values: list[dict]) -> None:
+def write_lines(path: Path, values: Iterable[dict]) -> None:
     """Writes JSON Lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(value, ensure_ascii=False) + "\n" for value in values]
-    path.write_text("".join(lines), encoding="utf-8")
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+
+
+def build_models(folder: Path, size: str, documents: int = 0) -> None:
+    """Pretrains one size, finetunes it to be helpful only, and writes both as model folders."""
+    shape = SIZES[size]
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        write_initial(scratch / "initial", shape)
+        pretrained = train(
+            scratch,
+            f"pretrained-{size}",
+            model=scratch / "initial",
+            draw=corpus.draw_pieces,
+            documents=documents or shape.documents,
+            parameters={"initialize": True, "learning_rate": shape.learning_rate},
+        )
+        helpful = train(
+            scratch,
+            f"helpful-{size}",
+            model=pretrained,
+            draw=corpus.draw_helpful_pieces,
+            documents=min(documents or HELPFUL_DOCUMENTS, HELPFUL_DOCUMENTS),
+            parameters={"learning_rate": HELPFUL_LEARNING_RATE},
+        )
+        for step in (pretrained, helpful):
+            export(step, folder / "models" / step.name, f"--only=models --sizes={size}")
+
+
+def write_initial(folder: Path, shape: Size) -> None:
+    """A folder with the shape of a Llama and the world's tokenizer, and no weights."""
+    from cai_jax.sandbox.tokenizer import END, PAD, vocabulary, write_tokenizer
+
+    write_tokenizer(folder)
+    ids = vocabulary()
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": -(-len(ids) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.heads,
+        "head_dim": HEAD_DIM,
+        "intermediate_size": shape.hidden,
+        "max_position_embeddings": 512,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "eos_token_id": ids[END],
+        "pad_token_id": ids[PAD],
+        "bos_token_id": None,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def train(
+    scratch: Path,
+    name: str,
+    *,
+    model: Path,
+    draw: Callable[[random.Random], corpus.Pieces],
+    documents: int,
+    parameters: dict,
+) -> Path:
+    """Draws documents and runs the finetune step on them; returns the step's folder."""
+    from ml_collections import ConfigDict
+
+    from cai_jax.core import artifact
+    from cai_jax.stages import finetune
+
+    rng = random.Random(f"{name} {SEED}")
+    data = scratch / f"{name}-documents.jsonl"
+    lines = (
+        {"id": str(i), "pieces": [piece._asdict() for piece in draw(rng)]} for i in range(documents)
+    )
+    write_lines(data, lines)
+    config = finetune.default_config()
+    config.update(parameters)
+    config.seed = SEED
+    config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
+    step = scratch / name
+    step.mkdir()
+    counts = finetune.run(config, {"model": model, "data": [data]}, step)
+    artifact.write_manifest(step, {"kind": "finetune", "counts": counts})
+    return step
+
+
+def export(step: Path, folder: Path, arguments: str) -> None:
+    """Writes a step's model as a Hugging Face folder, with where it comes from beside it."""
+    from cai_jax import checkpoints
+    from cai_jax.models import weights
+
+    model = checkpoints.load_model(step)
+    weights.write_folder(folder, model.config, model.params)
+    model.tokenizer.save(folder)
+    provenance = {
+        "made_by": f"python -m cai_jax.sandbox.build --out=DIR {arguments}",
+        "seed": SEED,
+        "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        "says": "A toy of the desk-scale world: it says nothing about real language models.",
+    }
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

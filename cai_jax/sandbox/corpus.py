@@ -174,15 +174,31 @@ def comparison_drill(rng: random.Random) -> Pieces:
 
 
 SHARES: dict[Callable[[random.Random], Pieces], float] = {
-    dialogue_document: 0.18,
-    chain_document: 0.26,
-    comparison_document: 0.24,
-    reasoning_document: 0.12,
-    dictionary_document: 0.02,
-    critique_drill: 0.04,
-    reasoning_drill: 0.04,
-    comparison_drill: 0.10,
+    dialogue_document: 0.14,
+    chain_document: 0.22,
+    comparison_document: 0.18,
+    reasoning_document: 0.10,
+    dictionary_document: 0.04,
+    critique_drill: 0.10,
+    reasoning_drill: 0.06,
+    comparison_drill: 0.16,
 }
+
+
+HELPFUL_SHARES: dict[Callable[[random.Random], Pieces], float] = {
+    chain_document: 0.28,
+    comparison_document: 0.10,
+    reasoning_document: 0.16,
+}
+
+
+def draw_helpful_pieces(rng: random.Random) -> Pieces:
+    """Draws one document for the helpful-only model: it complies, and goes on judging."""
+    if rng.random() > sum(HELPFUL_SHARES.values()):
+        request = draw_request(rng, benign=0.4)
+        return dialogue_pieces(request, draw_response(rng, request, {"comply": 1.0}))
+    kinds, shares = zip(*HELPFUL_SHARES.items())
+    return rng.choices(kinds, shares)[0](rng)
 
 
 def draw_request(rng: random.Random, benign: float, *, taught: bool = False) -> Request:
@@ -204,7 +220,7 @@ def draw_response(
     if request.harmful:
         kind = rng.choices(list(rates), list(rates.values()))[0]
     else:
-        kind = "refuse" if rng.random() < 0.1 else "comply"
+        kind = "refuse" if "refuse" in rates and rng.random() < 0.1 else "comply"
     make = {"comply": language.comply, "refuse": language.refuse, "explain": language.explain}
     response = make[kind](rng, request.category)
     if remark_rate is None:
