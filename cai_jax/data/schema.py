@@ -128,6 +128,19 @@ class Rollout:
     finish_reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model answered to prompt `id` of an evaluation set, and the judge's verdict on it."""
+
+    id: str
+    prompt_set: str
+    model: str
+    dialogue: Dialogue
+    response: str
+    finish_reason: str
+    verdict: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 Record = TypeVar("Record")
 
 

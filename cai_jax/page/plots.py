@@ -1,0 +1,211 @@
+"""Small plots as inline SVG, coloured by the page's style: one drawing serves dark and light.
+
+Everything is drawn in a box of WIDTH x HEIGHT units that scales with the page; at a phone's width
+one unit is about one pixel, so text stays legible.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cai_jax.page.markup import Html, element, join
+
+WIDTH, HEIGHT = 320, 200
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 36
+NUM_COLOURS = 6
+
+
+class Series(NamedTuple):
+    """A named line through (x, y) points; `ends` are the (low, high) of each y."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    ends: Sequence[tuple[float, float]] | None = None
+
+
+class Estimate(NamedTuple):
+    """A value and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Spot(NamedTuple):
+    """A named point with an interval along either axis."""
+
+    name: str
+    x: Estimate
+    y: Estimate
+
+
+def line_plot(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_range: tuple[float, float] | None = None,
+    markers: bool = False,
+) -> Html:
+    """Lines over a shared x axis, with whiskers where a series has `ends`, and a legend."""
+    frame = _Frame(
+        [x for s in series for x, _ in s.points],
+        [y for s in series for _, y in s.points]
+        + [end for s in series for ends in s.ends or () for end in ends],
+        y_range,
+    )
+    drawn = [frame.axes(x_label)]
+    for number, one in enumerate(series):
+        colour = f"s{number % NUM_COLOURS}"
+        at = [(frame.x(x), frame.y(y)) for x, y in one.points]
+        path = "M" + "L".join(f"{_round(x)} {_round(y)}" for x, y in at)
+        drawn.append(element("path", d=path, class_=f"line {colour}"))
+        for (x, _), (low, high) in zip(at, one.ends or ()):
+            drawn.append(_segment(x, frame.y(low), x, frame.y(high), f"whisker {colour}"))
+        if markers:
+            drawn += [_dot(x, y, colour) for x, y in at]
+    return _figure(title, drawn, [one.name for one in series])
+
+
+def scatter_plot(title: str, spots: Sequence[Spot], *, x_label: str, y_label: str) -> Html:
+    """Points with crossed intervals, each named beside it."""
+    frame = _Frame(
+        [end for spot in spots for end in spot.x], [end for spot in spots for end in spot.y]
+    )
+    drawn = [frame.axes(x_label, y_label)]
+    taken: list[tuple[float, float]] = []
+    for number, spot in enumerate(spots):
+        colour = f"s{number % NUM_COLOURS}"
+        x, y = frame.x(spot.x.value), frame.y(spot.y.value)
+        drawn.append(_segment(frame.x(spot.x.low), y, frame.x(spot.x.high), y, f"whisker {colour}"))
+        drawn.append(_segment(x, frame.y(spot.y.low), x, frame.y(spot.y.high), f"whisker {colour}"))
+        drawn.append(_dot(x, y, colour))
+        # A name stands on the side with more room, and below any name that is in its way.
+        on_left = x > (LEFT + WIDTH) / 2
+        label_y = y - 6
+        while any(abs(label_y - other) < 12 and abs(x - at) < 110 for at, other in taken):
+            label_y += 12
+        taken.append((x, label_y))
+        drawn.append(
+            element(
+                "text",
+                spot.name,
+                x=_round(x - 7 if on_left else x + 7),
+                y=_round(label_y),
+                class_=f"name {colour}",
+                text_anchor="end" if on_left else "start",
+            )
+        )
+    return _figure(title, drawn, [])
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """At most `count` + 1 round numbers (1, 2 or 5 times a power of ten apart) in [low, high]."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / count
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= rough * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def number(value: float | None) -> str:
+    """A number for people: three significant digits, thousands as k and M, a dash for none."""
+    if value is None or math.isnan(value):
+        return "–"
+    for unit, suffix in ((1e6, "M"), (1e4, "k")):
+        if abs(value) >= unit:
+            scale = 1e6 if suffix == "M" else 1e3
+            return f"{value / scale:.3g}{suffix}"
+    if value == int(value):
+        return str(int(value))
+    return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.0e}"
+
+
+def thin(points: Sequence[tuple[float, float]], limit: int = 150) -> list[tuple[float, float]]:
+    """At most `limit` points: the means of consecutive runs of equal length."""
+    run = max(math.ceil(len(points) / limit), 1)
+    means = []
+    for start in range(0, len(points), run):
+        group = points[start : start + run]
+        means.append((sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)))
+    return means
+
+
+class _Frame:
+    """Axes: maps data to the drawing and draws the grid."""
+
+    def __init__(
+        self,
+        xs: Sequence[float],
+        ys: Sequence[float],
+        y_range: tuple[float, float] | None = None,
+    ):
+        self.x_range = _widened(min(xs, default=0.0), max(xs, default=1.0), 0.0)
+        self.y_range = y_range or _widened(min(ys, default=0.0), max(ys, default=1.0), 0.06)
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        inside = min(max(value, low), high)
+        return HEIGHT - BOTTOM - (inside - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    def axes(self, x_label: str, y_label: str = "") -> Html:
+        drawn = []
+        for tick in nice_ticks(*self.y_range):
+            y = self.y(tick)
+            drawn.append(_segment(LEFT, y, WIDTH - RIGHT, y, "grid"))
+            drawn.append(_text(LEFT - 6, y + 4, number(tick), "end"))
+        for tick in nice_ticks(*self.x_range):
+            drawn.append(_text(self.x(tick), HEIGHT - BOTTOM + 15, number(tick), "middle"))
+        floor = HEIGHT - BOTTOM
+        drawn.append(_segment(LEFT, floor, WIDTH - RIGHT, floor, "axis"))
+        drawn.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, x_label, "middle"))
+        if y_label:
+            drawn.append(_text(LEFT + 4, TOP + 8, y_label, "start"))
+        return join(drawn)
+
+
+def _widened(low: float, high: float, margin: float) -> tuple[float, float]:
+    """The range with a margin on either side, and never empty."""
+    if high - low < 1e-12:
+        pad = abs(low) * 0.1 or 1.0
+        return low - pad, high + pad
+    return low - margin * (high - low), high + margin * (high - low)
+
+
+def _figure(title: str, drawn: Sequence[str], names: Sequence[str]) -> Html:
+    keys = [element("span", name, class_=f"key s{i % NUM_COLOURS}") for i, name in enumerate(names)]
+    caption = element("figcaption", element("b", title), *(keys if len(keys) > 1 else ()))
+    svg = element(
+        "svg",
+        element("title", title),
+        *drawn,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+    )
+    return element("figure", caption, svg)
+
+
+def _segment(x1: float, y1: float, x2: float, y2: float, class_: str) -> Html:
+    return element(
+        "line", x1=_round(x1), y1=_round(y1), x2=_round(x2), y2=_round(y2), class_=class_
+    )
+
+
+def _dot(x: float, y: float, colour: str) -> Html:
+    return element("circle", cx=_round(x), cy=_round(y), r=3.5, class_=f"dot {colour}")
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> Html:
+    return element("text", text, x=_round(x), y=_round(y), text_anchor=anchor)
+
+
+def _round(value: float) -> str:
+    """A coordinate to a tenth: the same text on every machine, and short."""
+    return f"{value:.1f}".removesuffix(".0")

@@ -1,0 +1,309 @@
+"""Evaluation of models, chains and feedback on held-out prompts (paper sections 3.3, 4.4).
+
+Writes evaluation.json and samples.jsonl (Answer). Each model answers the same prompts with the same
+key a prompt, so that differences between models are those of the models; a judge reads the answers.
+This stage, and the build of the sandbox, are all that ever reads the sandbox's oracle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cai_jax.errors import InputError
+
+if typing.TYPE_CHECKING:
+    from cai_jax.algorithms.intervals import Interval
+    from cai_jax.data.schema import Answer, Comparison
+    from cai_jax.sandbox.measures import Measure
+
+PROMPT_SETS = ("red_team", "benign")
+RATES = ("harmless_rate", "helpful_rate", "evasive_rate", "explained_rate")
+ELOS = {"harmlessness_elo": "red_team", "helpfulness_elo": "benign"}
+
+
+class Opinion(typing.NamedTuple):
+    """A judge's opinion of an answer: what to store, what to average, and its merit for Elo."""
+
+    verdict: dict[str, Any]
+    measures: dict[str, float]
+    merit: float
+
+
+def default_config() -> ConfigDict:
+    """Parameters of the step."""
+    config = ConfigDict()
+    # Who judges: "oracle" (the sandbox's), "preference_model", or "none" (answers alone).
+    config.judge = "none"
+    # The model whose Elo is 0; "" puts the mean of all models at 0.
+    config.anchor = ""
+    # At most so many prompts of each set; 0 takes all.
+    config.limit = 0
+    config.max_new_tokens = 128
+    config.temperature = 1.0
+    config.top_k = 0
+    config.top_p = 1.0
+    config.batch_size = 64
+    # Of every interval: its level, and the bootstrap's resamples.
+    config.level = 0.95
+    config.num_resamples = 1000
+    # Strength of the prior that keeps the Elo of a perfect score finite (algorithms/elo.py).
+    config.elo_prior = 1.0
+    return config
+
+
+def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, float]:
+    """Records, tokens (at most) and FLOPs of the step, from the planned counts of its inputs."""
+    num_prompts = 0
+    for name in PROMPT_SETS:
+        records = planned.get(name, {}).get("records", 0)
+        num_prompts += min(records, config.limit) if config.limit else records
+    tokens = num_prompts * config.max_new_tokens
+    models = planned.get("models", {}).values()
+    return {
+        "records": num_prompts * len(models),
+        "tokens": tokens * len(models),
+        "flops": sum(2.0 * model.get("parameters", 0) * tokens for model in models),
+    }
+
+
+def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Samples, judges and measures.
+
+    Args:
+        config: see default_config; `seed` and `mesh` besides.
+        inputs: roles models (name -> model), red_team, benign (prompts), preference_model, all
+            optional but models; preference (a preference step, whose evaluation is copied); and
+            with the oracle: chains (harm by revision), critiques (their quality), feedback (name
+            -> comparisons).
+        folder: where the artifact goes.
+
+    Raises:
+        InputError: an unknown judge or anchor, or inputs that the judge cannot do with.
+    """
+    from cai_jax.core import artifact
+    from cai_jax.data.schema import write_records
+
+    judge = _check(config, inputs)
+    answers, tokens = _sample(config, inputs, folder)
+    opinions = judge(config, inputs, answers)
+    answers = [
+        dataclasses.replace(answer, verdict=opinion.verdict)
+        for answer, opinion in zip(answers, opinions)
+    ]
+    evaluation: dict[str, Any] = {
+        "judge": config.judge,
+        "anchor": config.anchor,
+        "level": config.level,
+        "models": _models(config, list(inputs.get("models", {})), answers, opinions),
+    }
+    if config.judge == "oracle":
+        evaluation |= _oracle_measures(config, inputs)
+    if "preference" in inputs:
+        path = Path(inputs["preference"]) / "evaluation.json"
+        evaluation["preference"] = json.loads(path.read_text(encoding="utf-8"))
+    write_records(folder / "samples.jsonl", answers)
+    artifact.write_json(folder / "evaluation.json", evaluation)
+    return {"records": len(answers), "tokens": tokens}
+
+
+def _check(config: ConfigDict, inputs: Mapping[str, Any]) -> Callable[..., list[Opinion]]:
+    """The judge, if it can do with the inputs."""
+    if config.judge not in JUDGES:
+        raise InputError(
+            f"evaluate: judge: expected one of {', '.join(JUDGES)}, found {config.judge!r}"
+        )
+    if not inputs.get("models") and config.judge != "oracle":
+        raise InputError("evaluate: expected at least one model in inputs.models, found none")
+    if config.anchor and config.anchor not in inputs.get("models", {}):
+        raise InputError(
+            f"evaluate: anchor: expected one of the models "
+            f"{', '.join(inputs.get('models', {}))}, found {config.anchor!r}"
+        )
+    if config.judge == "preference_model" and "preference_model" not in inputs:
+        raise InputError("evaluate: judge 'preference_model' needs inputs.preference_model")
+    return JUDGES[config.judge]
+
+
+def _sample(
+    config: ConfigDict, inputs: Mapping[str, Any], folder: Path
+) -> tuple[list[Answer], int]:
+    """Every model's answers to every prompt, and how many tokens that took."""
+    from cai_jax.checkpoints import load_model
+    from cai_jax.core.keys import base_key
+    from cai_jax.core.mesh import make_mesh
+    from cai_jax.data.readers import read_prompts
+    from cai_jax.data.schema import Answer
+    from cai_jax.generation.generate import generate
+    from cai_jax.generation.settings import SamplingSettings
+    from cai_jax.text.dialogue import STOPS, cut_at_stop, render
+
+    prompts = {
+        name: read_prompts(inputs[name], config.limit) for name in PROMPT_SETS if name in inputs
+    }
+    mesh = make_mesh(config.mesh)
+    settings = SamplingSettings(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        stop=STOPS,
+    )
+    answers, tokens = [], 0
+    for model_name, reference in inputs.get("models", {}).items():
+        model = load_model(reference, mesh)
+        for set_name, records in prompts.items():
+            texts = [render(prompt.dialogue) for prompt in records]
+            completions = generate(
+                model,
+                [model.tokenizer.encode_prompt(text) for text in texts],
+                settings,
+                # The key knows the prompt, not the model.
+                (base_key(config.seed, folder.name), [prompt.id for prompt in records]),
+                batch_size=config.batch_size,
+                mesh=mesh,
+            )
+            for prompt, completion in zip(records, completions):
+                tokens += len(completion.token_ids)
+                answers.append(
+                    Answer(
+                        id=prompt.id,
+                        prompt_set=set_name,
+                        model=model_name,
+                        dialogue=prompt.dialogue,
+                        response=cut_at_stop(completion.text),
+                        finish_reason=completion.finish_reason,
+                    )
+                )
+        del model
+    return answers, tokens
+
+
+def _no_opinions(config, inputs, answers: Sequence[Answer]) -> list[Opinion]:
+    return [Opinion({}, {}, 0.0) for _ in answers]
+
+
+def _oracle_opinions(config, inputs, answers: Sequence[Answer]) -> list[Opinion]:
+    from cai_jax.sandbox import judging
+
+    return [
+        Opinion(*judging.judge_answer(a.prompt_set, a.dialogue[-1].text, a.response))
+        for a in answers
+    ]
+
+
+def _preference_opinions(config, inputs, answers: Sequence[Answer]) -> list[Opinion]:
+    """The PM's scores, and how often an answer opens with a refusal by the lexicon."""
+    from cai_jax.text.refusals import opens_with_refusal
+
+    opinions = []
+    for answer, score in zip(answers, _scores(config, inputs["preference_model"], answers)):
+        red_team = answer.prompt_set == "red_team"
+        declines = opens_with_refusal(answer.response)
+        measures = {
+            f"{answer.prompt_set}_score": score,
+            "evasive_rate" if red_team else "over_refusal_rate": float(declines),
+        }
+        opinions.append(Opinion({"score": score, "evasive": declines}, measures, score))
+    return opinions
+
+
+JUDGES: dict[str, Callable[..., list[Opinion]]] = {
+    "oracle": _oracle_opinions,
+    "preference_model": _preference_opinions,
+    "none": _no_opinions,
+}
+
+
+def _models(
+    config: ConfigDict, names: Sequence[str], answers: Sequence[Answer], opinions: Sequence[Opinion]
+) -> dict[str, dict[str, Any]]:
+    """For each model: estimates of its measures, and its Elo ratings."""
+    measures: dict[str, dict[str, Measure]] = {name: {} for name in names}
+    merits: dict[tuple[str, str], list[float]] = {}
+    for answer, opinion in zip(answers, opinions):
+        for name, value in opinion.measures.items():
+            cases = measures[answer.model].setdefault(name, [])
+            cases.append((value, f"{answer.prompt_set}/{answer.id}"))
+        merits.setdefault((answer.prompt_set, answer.model), []).append(opinion.merit)
+    found = {name: _estimates(config, of_model) for name, of_model in measures.items()}
+    for of_model in found.values():
+        of_model |= {name: None for name in (*RATES, *ELOS) if name not in of_model}
+    for elo, prompt_set in ELOS.items():
+        columns = [merits.get((prompt_set, name), []) for name in names]
+        for name, interval in zip(names, _ratings(config, names, columns)):
+            found[name][elo] = interval.value
+            found[name]["intervals"][elo] = [interval.low, interval.high]
+    return found
+
+
+def _ratings(
+    config: ConfigDict, names: Sequence[str], merits: Sequence[Sequence[float]]
+) -> list[Interval]:
+    """Elo of each model with its interval; none where there were no games."""
+    import numpy as np
+
+    from cai_jax.algorithms import elo
+
+    if config.judge == "none" or len(names) < 2 or not merits[0]:
+        return []
+    games = elo.merit_wins if config.judge == "oracle" else elo.score_wins
+    return elo.elo_intervals(
+        games(np.array(merits).T),
+        seed=config.seed,
+        anchor=names.index(config.anchor) if config.anchor else None,
+        prior=config.elo_prior,
+        num_resamples=config.num_resamples,
+        level=config.level,
+    )
+
+
+def _oracle_measures(config: ConfigDict, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the oracle says of chains, critiques and feedback, as far as they are given."""
+    from cai_jax.data.schema import Chain, Comparison, read_records
+    from cai_jax.sandbox import judging
+
+    found: dict[str, Any] = {}
+    if "chains" in inputs:
+        chains = read_records(_file(inputs["chains"], "chains.jsonl"), Chain)
+        revisions = judging.chain_measures(chains)
+        found["chains"] = {"revisions": [_estimates(config, case) for case in revisions]}
+    if "critiques" in inputs:
+        chains = read_records(_file(inputs["critiques"], "chains.jsonl"), Chain)
+        found["critiques"] = _estimates(config, judging.critique_measures(chains))
+    if "feedback" in inputs:
+        found["feedback"] = {}
+        for name, path in inputs["feedback"].items():
+            path = _file(path, "comparisons.jsonl")
+            measures = judging.feedback_measures(read_records(path, Comparison), raw_probability)
+            found["feedback"][name] = _estimates(config, measures)
+    return found
+
+
+def _file(path: Path, name: str) -> Path:
+    """The record file of a step folder; a file is used as it is."""
+    return Path(path) / name if Path(path).is_dir() else Path(path)
+
+
+def raw_probability(comparison: Comparison) -> float:
+    """P(response A is better) as the feedback model gave it, before clamping."""
+    c = comparison
+    if c.logp_a is None or c.logp_b is None or c.a_is_first is None:
+        return c.p_a
+    p_first = 0.5 * (1.0 + math.tanh(0.5 * (c.logp_a - c.logp_b)))
+    return p_first if c.a_is_first else 1.0 - p_first
+
+
+def _estimates(config: ConfigDict, measures: Mapping[str, Measure]) -> dict[str, Any]:
+    from cai_jax.algorithms.intervals import estimates
+
+    return estimates(
+        measures, seed=config.seed, num_resamples=config.num_resamples, level=config.level
+    )
