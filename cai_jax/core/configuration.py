@@ -28,12 +28,11 @@ def load_config(path: str) -> ConfigDict:
             raise InputError(f"{path}: expected a function get_config(), found none")
         config = found["get_config"]()
     except InputError as error:
-        message = str(error)
-        raise InputError(message if message.startswith(path) else f"{path}: {message}") from None
+        raise InputError(f"{path}: {error}") from None
     except Exception as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else (lines or [0])[-1]
-        message = error.msg if isinstance(error, SyntaxError) else error
+        message = error.msg if isinstance(error, SyntaxError) else str(error)
         raise InputError(f"{path}:{line}: {type(error).__name__}: {message}") from error
     if not isinstance(config, ConfigDict):
         raise InputError(

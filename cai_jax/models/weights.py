@@ -40,10 +40,7 @@ def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
     """
     folder = Path(folder)
     config, preference_model = read_config(folder)
-    stored: dict[str, _Stored] = {}
-    for file in _weight_files(folder):
-        stored |= _contents(file)
-
+    stored = _stored(folder)
     params: dict[str, Any] = {}
     for tensor in families.tensors(config, preference_model):
         shape = families.params_shape(tensor, config)
@@ -58,13 +55,19 @@ def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
         for key in tensor.path[:-1]:
             node = node.setdefault(key, {})
         node[tensor.path[-1]] = array
-    unknown = sorted(name for name in stored if not families.is_ignored(name))
-    if unknown:
-        raise InputError(
-            f"{folder}: tensor {unknown[0]}: not part of a model with this config.json "
-            f"({len(unknown)} such); the model would compute something else"
-        )
+    _refuse_unknown(stored, folder)
     return config, params
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses what `read_folder` would, from config.json and the headers of the weights alone."""
+    folder = Path(folder)
+    config, preference_model = read_config(folder)
+    stored = _stored(folder)
+    for tensor in families.tensors(config, preference_model):
+        for layer in range(config.layers if tensor.stacked else 1):
+            _take(tensor, tensor.name.format(layer=layer), stored, config, folder)
+    _refuse_unknown(stored, folder)
 
 
 def write_folder(
@@ -149,6 +152,23 @@ def _weight_files(folder: Path) -> list[Path]:
     raise InputError(f"{folder}: expected {SINGLE} or {INDEX}, found no weights")
 
 
+def _stored(folder: Path) -> dict[str, _Stored]:
+    """Where the tensors of a folder are, by the headers of its files."""
+    stored: dict[str, _Stored] = {}
+    for file in _weight_files(folder):
+        stored |= _contents(file)
+    return stored
+
+
+def _refuse_unknown(stored: dict[str, _Stored], folder: Path) -> None:
+    unknown = sorted(name for name in stored if not families.is_ignored(name))
+    if unknown:
+        raise InputError(
+            f"{folder}: tensor {unknown[0]}: not part of a model with this config.json "
+            f"({len(unknown)} such); the model would compute something else"
+        )
+
+
 def _contents(file: Path) -> dict[str, _Stored]:
     """The tensors of a safetensors file: an 8-byte length, a JSON header, then the data."""
     size = file.stat().st_size
@@ -179,6 +199,18 @@ def _read(
     folder: Path,
 ) -> np.ndarray:
     """Takes one tensor out of `stored`, checked, in the axes of the params tree."""
+    found = _take(tensor, name, stored, config, folder)
+    array = np.memmap(found.file, DTYPES[found.dtype], "r", found.start, found.shape)
+    return families.from_file(tensor, array, config)
+
+
+def _take(
+    tensor: families.Tensor,
+    name: str,
+    stored: dict[str, _Stored],
+    config: ModelConfig,
+    folder: Path,
+) -> _Stored:
     expected = families.file_shape(tensor, config)
     found = stored.pop(name, None)
     if found is None:
@@ -193,8 +225,7 @@ def _read(
             f"{found.file}: tensor {name}: expected one of {', '.join(DTYPES)}, found "
             f"{found.dtype}; quantized weights are not supported"
         )
-    array = np.memmap(found.file, DTYPES[found.dtype], "r", found.start, found.shape)
-    return families.from_file(tensor, array, config)
+    return found
 
 
 def _named_arrays(

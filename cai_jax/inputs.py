@@ -1,0 +1,141 @@
+"""What a run is given from outside: found, checked and counted before the first step begins."""
+
+import gzip
+import math
+from pathlib import Path
+from typing import Any
+
+from cai_jax import checkpoints
+from cai_jax.core import artifact
+from cai_jax.data import readers, schema
+from cai_jax.errors import InputError
+from cai_jax.text.constitution import load_constitution
+
+MODEL_ROLES = ("model", "models", "preference_model")
+PROMPT_ROLES = ("prompts", "red_team", "benign")
+
+# A record type shows in a field that only it has; the first that fits counts.
+RECORD_TYPES = {
+    "pieces": schema.Document,
+    "rounds": schema.Chain,
+    "p_a": schema.Comparison,
+    "response_a": schema.Pair,
+    "response": schema.Demonstration,
+}
+# The kinds of steps that make what a role needs; a role that is not here takes any.
+MAKERS = {
+    "model": ("finetune", "ppo", "preference"),
+    "models": ("finetune", "ppo", "preference"),
+    "preference_model": ("preference",),
+    "prompts": (),
+    "data": ("critique_revise",),
+    "chains": ("critique_revise",),
+    "pairs": ("compare",),
+    "comparisons": ("feedback",),
+    "held_out": ("feedback",),
+}
+CHARACTERS_PER_TOKEN = 4  # of English text, for plans alone
+
+
+def resolve(role: str, reference: str) -> Path:
+    """The path of a reference that is no step's name.
+
+    Raises:
+        InputError: there is no such file, folder or model.
+    """
+    if role in MODEL_ROLES:
+        return checkpoints.model_folder(reference)
+    return checkpoints.resolve(reference)
+
+
+def check_maker(role: str, kind: str) -> None:
+    """Refuses a step of a kind that does not make what `role` needs."""
+    from cai_jax.stages import kinds
+
+    makers = MAKERS.get(role, (kind,))
+    if kind in kinds() and kind not in makers:
+        wanted = f"a step of kind {' or '.join(makers)}" if makers else "a file, no step"
+        raise InputError(f"expected {wanted}, found one of kind {kind}")
+
+
+def check(role: str, path: Path, needs_weights: bool = True) -> None:
+    """Refuses an input that the step which reads it would refuse, hours later perhaps.
+
+    Args:
+        role: what the step uses it for.
+        path: as `resolve` gives it.
+        needs_weights: False for a model whose weights the step draws itself.
+
+    Raises:
+        InputError: naming file, line and field, and what was expected.
+    """
+    if role in MODEL_ROLES:
+        _check_model(role, path, needs_weights)
+    elif role == "constitution":
+        load_constitution(path)
+    elif role in PROMPT_ROLES:
+        readers.read_prompts(path)
+    elif path.is_dir():
+        if not artifact.is_finished(path):
+            raise InputError(
+                f"{path}: expected a file or a finished step, found a folder without "
+                f"{artifact.MANIFEST}"
+            )
+    elif path.name.endswith((".jsonl", ".jsonl.gz")):
+        _check_records(path)
+
+
+def count(role: str, path: Path) -> dict[str, Any]:
+    """What a plan can know of an input: {"parameters"} of a model, else {"records", "tokens"}."""
+    if role in MODEL_ROLES:
+        return {"parameters": parameter_count(path)}
+    if path.is_dir():
+        manifest = artifact.read_manifest(path) or {}
+        return {name: manifest.get(name, 0) for name in ("records", "tokens")}
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        lengths = [len(line) for line in file]
+    return {"records": len(lengths), "tokens": sum(lengths) // CHARACTERS_PER_TOKEN}
+
+
+def parameter_count(folder: Path) -> int:
+    """The parameters of a model, by its config.json."""
+    from cai_jax.models import families, weights
+
+    config, preference_model = weights.read_config(folder)
+    return sum(
+        math.prod(families.params_shape(tensor, config)) * (config.layers if tensor.stacked else 1)
+        for tensor in families.tensors(config, preference_model)
+    )
+
+
+def _check_model(role: str, folder: Path, needs_weights: bool) -> None:
+    from cai_jax.models import weights
+
+    _, preference_model = weights.read_config(folder)
+    if role == "preference_model" and not preference_model:
+        raise InputError(f"{folder}: expected a preference model (one label), found a causal LM")
+
+    # A finished step's model is in Orbax's hands; a folder of Hugging Face can be anything.
+    if needs_weights and not (folder / checkpoints.PARAMS).is_dir():
+        weights.check_folder(folder)
+    if not any(folder.glob("*token*")):
+        raise InputError(f"{folder}: expected a tokenizer beside the weights, found none")
+
+
+def _check_records(path: Path) -> None:
+    record_type = None
+    for where, value in schema.json_lines(path):
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: expected an object, found {str(value)[:40]!r}")
+        if record_type is None:
+            fits = [kind for field, kind in RECORD_TYPES.items() if field in value]
+            if not fits:
+                raise InputError(
+                    f"{where}: expected a record with one of the fields {', '.join(RECORD_TYPES)}; "
+                    f"found {', '.join(value) or 'no fields'}"
+                )
+            record_type = fits[0]
+        schema.parse(record_type, value, where)
+    if record_type is None:
+        raise InputError(f"{path}: expected at least one record, found none")

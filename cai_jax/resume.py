@@ -1,0 +1,182 @@
+"""What of a workdir is finished, and whether a config may go on in it."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cai_jax import inputs as outside
+from cai_jax.core import artifact
+from cai_jax.core.configuration import nearest
+from cai_jax.errors import InputError
+from cai_jax.pipeline import Step
+
+
+class Outside:
+    """Paths and hashes of inputs that are no step's, each looked up once."""
+
+    def __init__(self, names: Sequence[str]):
+        """`names` of the steps, for messages about a reference that means nothing."""
+        self._names = names
+        self._paths: dict[tuple[bool, str], Path] = {}
+        self._hashes: dict[Path, str] = {}
+
+    def path(self, step: Step, role: str, reference: str) -> Path:
+        """Where a reference of `step` leads."""
+        key = (role in outside.MODEL_ROLES, reference)
+        if key not in self._paths:
+            try:
+                self._paths[key] = outside.resolve(role, reference)
+            except InputError as error:
+                hint = "" if "/" in reference or ":" in reference else self._hint(reference)
+                raise InputError(f"step {step.name!r}: inputs.{role}: {error}{hint}") from None
+        return self._paths[key]
+
+    def hash(self, step: Step, role: str, reference: str) -> str:
+        """The fingerprint of what is there."""
+        path = self.path(step, role, reference)
+        if path not in self._hashes:
+            self._hashes[path] = artifact.fingerprint(path)
+        return self._hashes[path]
+
+    def _hint(self, reference: str) -> str:
+        return f"; no step has this name either, {nearest(reference, self._names)}"
+
+
+def input_hashes(step: Step, workdir: Path, given: Outside) -> dict[str, dict[str, str]]:
+    """{label: {"reference", "hash"}} of a step whose sources are finished: a step's own hash
+    stands in its manifest."""
+    found = {}
+    for label, role, reference in step.references():
+        if reference in step.sources:
+            manifest = artifact.read_manifest(workdir / reference)
+            digest = manifest["hash"] if manifest else ""
+        else:
+            digest = given.hash(step, role, reference)
+        found[label] = {"reference": reference, "hash": digest}
+    return found
+
+
+def difference(step: Step, manifest: Mapping[str, Any], hashes: Mapping[str, Any]) -> str | None:
+    """What a finished step was made with that is not so now, in words; None if all is the same.
+
+    The mesh does not count: the same config computes the same on every mesh.
+    """
+    missing = [key for key in ("kind", "config", "inputs", "hash") if key not in manifest]
+    if missing:
+        return f"its manifest has no {missing[0]!r}"
+    old = _flat({"kind": manifest["kind"], **manifest["config"]}) | _referred(manifest["inputs"])
+    new = _flat({"kind": step.kind, **step.config}) | _referred(hashes)
+    keys = [key for key in (*new, *old) if not key.startswith("mesh.")]
+    changed = [key for key in dict.fromkeys(keys) if old.get(key) != new.get(key)]
+    if changed:
+        key = changed[0]
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        return f"{key} was {_short(old, key)}, now {_short(new, key)}{more}"
+    for label, entry in hashes.items():
+        if manifest["inputs"][label]["hash"] != entry["hash"]:
+            return f"the content of inputs.{label} ({entry['reference']}) has changed"
+    return None
+
+
+def _referred(inputs: Mapping[str, Any]) -> dict[str, str]:
+    return {f"inputs.{label}": entry["reference"] for label, entry in inputs.items()}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def _short(values: Mapping[str, Any], key: str) -> str:
+    text = json.dumps(values[key], ensure_ascii=False) if key in values else "absent"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def decide(
+    steps: Sequence[Step],
+    workdir: Path,
+    selected: Collection[str],
+    overwritten: Collection[str],
+    given: Outside,
+) -> list[Step]:
+    """The steps that are to run, in order; the other selected ones are finished and unchanged.
+
+    Args:
+        steps: all steps of the config, ordered.
+        workdir: it may not exist yet. Nothing is written.
+        selected: names of the steps that are wanted.
+        overwritten: names of the steps that run again though finished.
+        given: where references to the outside lead.
+
+    Raises:
+        InputError: a finished step was made by another config, or from other inputs; a step is
+            wanted whose source is neither finished nor wanted.
+    """
+    manifests = {s.name: artifact.read_manifest(workdir / s.name) for s in steps}
+    finished = {name for name, manifest in manifests.items() if manifest is not None}
+    _refuse_strangers(steps, workdir)
+    forgotten = _readers(steps, overwritten) & finished - set(overwritten)
+    if forgotten:
+        names = ",".join(s.name for s in steps if s.name in forgotten | set(overwritten))
+        raise InputError(
+            f"--overwrite={','.join(overwritten)}: the finished steps "
+            f"{', '.join(s.name for s in steps if s.name in forgotten)} read what it makes; "
+            f"name them too: --overwrite={names}"
+        )
+    finished -= set(overwritten)
+    needed = set(selected)
+    for step in reversed(steps):
+        needed |= set(step.sources) if step.name in needed else set()
+    to_run, reasons = [], {}
+    for step in steps:
+        if step.name not in needed:
+            continue
+        if step.name in finished:
+            gone = [name for name in step.sources if name not in finished]
+            reason = f"it was made from {gone[0]}, which is no longer finished" if gone else None
+            reason = reason or difference(
+                step, manifests[step.name] or {}, input_hashes(step, workdir, given)
+            )
+            if reason:
+                reasons[step.name] = reason
+        elif step.name not in selected:
+            raise InputError(
+                f"--steps={','.join(selected)}: step {step.name!r} is needed and not finished; "
+                "name it too"
+            )
+        else:
+            to_run.append(step)
+    if reasons:
+        name, reason = next(iter(reasons.items()))
+        again = set(reasons) | _readers(steps, reasons) & finished
+        names = ",".join(s.name for s in steps if s.name in again)
+        raise InputError(
+            f"{workdir / name}: made by another config: {reason}; choose another --workdir, "
+            f"or run again with --overwrite={names}"
+        )
+    return to_run
+
+
+def _refuse_strangers(steps: Sequence[Step], workdir: Path) -> None:
+    names = [step.name for step in steps]
+    for path in sorted(workdir.glob(f"*/{artifact.MANIFEST}")):
+        if path.parent.name not in names:
+            raise InputError(
+                f"{path.parent}: made by another config: a finished step that this one does not "
+                f"have (it has {', '.join(names)}); choose another --workdir"
+            )
+
+
+def _readers(steps: Sequence[Step], names: Collection[str]) -> set[str]:
+    """The steps that read, directly or not, what the steps `names` make; not these themselves."""
+    reached = set(names)
+    for step in steps:
+        if reached & set(step.sources):
+            reached.add(step.name)
+    return reached - set(names)

@@ -1,0 +1,243 @@
+"""Runs the pipeline of a config: `python -m cai_jax.run --config=configs/X.py --workdir=DIR`.
+
+Finished steps whose config and inputs are unchanged are skipped, unfinished ones run from their
+start. --config.KEY=VALUE changes a key of the config, as often as wanted.
+"""
+
+import argparse
+import re
+import shutil
+import sys
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ml_collections import ConfigDict
+
+from cai_jax import __version__, inputs, planner, summary
+from cai_jax.core import artifact, configuration
+from cai_jax.core.lock import locked
+from cai_jax.core.progress import duration
+from cai_jax.errors import InputError, exits_on_input_error
+from cai_jax.pipeline import Step, read_steps, select
+from cai_jax.resume import Outside, decide, input_hashes
+from cai_jax.stages import LoadStage, load_stage
+
+RECORD = "run.json"  # what was run last in a workdir; marks the folder as one
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Bad usage is one line, as every other error."""
+        raise InputError(f"{message}; see --help")
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the `KEY=VALUE` overrides of the config among them."""
+    parser = _Parser(
+        prog="python -m cai_jax.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/")
+    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="made if needed")
+    parser.add_argument("--steps", type=_names, metavar="A,B", help="run these alone")
+    parser.add_argument(
+        "--overwrite", type=_names, default=[], metavar="A,B", help="run these again, if finished"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what each step takes, and run nothing"
+    )
+    options, rest = parser.parse_known_args(arguments)
+    for flag in rest:
+        if not re.match(r"--config\.", flag):
+            known = ["--config", "--workdir", "--steps", "--overwrite", "--dry_run"]
+            name = flag.split("=")[0]
+            raise InputError(f"unknown flag {name}; {configuration.nearest(name, known)}")
+    return options, [flag.removeprefix("--config.") for flag in rest]
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+@exits_on_input_error
+def main(arguments: Sequence[str] | None = None, load_stage: LoadStage = load_stage) -> None:
+    """Checks everything, then runs what is not finished.
+
+    Args:
+        arguments: the command line; None takes the process's own.
+        load_stage: finds the module of a kind of step.
+    """
+    options, overrides = parse(arguments)
+    workdir: Path = options.workdir
+    config = configuration.load_config(options.config)
+    configuration.override(config, overrides)
+    steps = read_steps(config, load_stage)
+    selected = select(steps, options.steps or [step.name for step in steps], "--steps")
+    overwritten = select(steps, options.overwrite, "--overwrite")
+    given = Outside([step.name for step in steps])
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir={workdir}: expected a folder, found a file")
+
+    to_run = decide(steps, workdir, selected, overwritten, given)
+    check(to_run, steps, given)
+    if options.dry_run:
+        print(planner.table(steps, planner.plan(steps, given), selected))
+        return
+    refuse_foreign_folders(workdir, to_run)
+    if to_run or overwritten or not (workdir / summary.SUMMARY).is_file():
+        record = {"config": options.config, "overrides": overrides, "package_version": __version__}
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            with locked(workdir):
+                artifact.write_json(workdir / RECORD, record)
+                # Once more: another run may have ended since.
+                to_run = decide(steps, workdir, selected, overwritten, given)
+                run(steps, workdir, selected, overwritten, to_run, given)
+                summary.write_summary(workdir, steps, config.seed)
+        except PermissionError as error:
+            raise InputError(f"--workdir={workdir}: cannot be written: {error}") from None
+    else:
+        for step in steps:
+            if step.name in selected:
+                print(finished_line(steps, step, workdir))
+    for text in summary.closing(workdir, steps):
+        print(f"\n{text}")
+
+
+def check(to_run: Sequence[Step], steps: Sequence[Step], given: Outside) -> None:
+    """Refuses what any step to run would refuse; before the first of them runs.
+
+    Raises:
+        InputError: an input that is missing, malformed or of the wrong sort; too few devices.
+    """
+    kinds = {step.name: step.kind for step in steps}
+    checked: set[tuple[str, Path]] = set()
+    for step in to_run:
+        where = f"step {step.name!r}"
+        if hasattr(step.stage, "check"):
+            with_prefix(where, step.stage.check, ConfigDict(step.config), step.inputs)
+        for label, role, reference in step.references():
+            if reference in step.sources:
+                label = f"{where}: inputs.{label}={reference}"
+                with_prefix(label, inputs.check_maker, role, kinds[reference])
+                continue
+            path = given.path(step, role, reference)
+            # `initialize`: the step draws the weights itself (stages/finetune.py).
+            needs_weights = not step.config.get("initialize", False)
+            if (role, path) not in checked:
+                with_prefix(f"{where}: inputs.{label}", inputs.check, role, path, needs_weights)
+                checked.add((role, path))
+    if to_run and any(size != 1 for size in to_run[0].config["mesh"].values()):
+        from cai_jax.core.mesh import make_mesh
+
+        make_mesh(ConfigDict(to_run[0].config["mesh"]))
+
+
+def refuse_foreign_folders(workdir: Path, to_run: Sequence[Step]) -> None:
+    """Refuses to take folders for unfinished steps where no run was made before."""
+    if (workdir / RECORD).is_file():
+        return
+    for step in to_run:
+        folder = workdir / step.name
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise InputError(
+                f"{folder}: is there, and no step's, since {workdir} is not the workdir of a run "
+                f"(no {RECORD}); choose another --workdir"
+            )
+
+
+def run(
+    steps: Sequence[Step],
+    workdir: Path,
+    selected: Collection[str],
+    overwritten: Collection[str],
+    to_run: Sequence[Step],
+    given: Outside,
+) -> None:
+    """Runs the steps `to_run` in order, with a line on stdout for each of the selected."""
+    # Readers lose their manifest before what they read: at every moment a finished step's sources
+    # are those it was made from.
+    for step in reversed(steps):
+        if step.name in overwritten:
+            (workdir / step.name / artifact.MANIFEST).unlink(missing_ok=True)
+    for step in steps:
+        if step in to_run:
+            try:
+                run_step(step, workdir, given)
+            except KeyboardInterrupt:
+                print(f"\ninterrupted in {step.name}; the same command goes on", file=sys.stderr)
+                raise SystemExit(130) from None
+            print(line(steps, step, workdir), flush=True)
+        elif step.name in selected:
+            print(finished_line(steps, step, workdir), flush=True)
+
+
+def run_step(step: Step, workdir: Path, given: Outside) -> None:
+    """Runs one step in an empty folder of its own, and finishes it with its manifest."""
+    folder = workdir / step.name
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    hashes = input_hashes(step, workdir, given)
+    paths = step.map_inputs(
+        lambda role, reference: (
+            workdir / reference if reference in step.sources else given.path(step, role, reference)
+        )
+    )
+    started = time.monotonic()
+    result = with_prefix(
+        f"step {step.name!r}", step.stage.run, ConfigDict(step.config).lock(), paths, folder
+    )
+    seconds = round(time.monotonic() - started, 3)
+    counts = {name: getattr(value, "tolist", lambda v=value: v)() for name, value in result.items()}
+    files = artifact.file_hashes(folder)
+    artifact.write_manifest(
+        folder,
+        {
+            "kind": step.kind,
+            "config": step.config,
+            "seed": step.config["seed"],
+            "inputs": hashes,
+            "package_version": __version__,
+            "seconds": seconds,
+            "records": counts["records"],
+            "tokens": counts["tokens"],
+            "counts": counts,
+            "hash": artifact.combined_hash(files),
+            "files": files,
+        },
+    )
+
+
+def with_prefix(where: str, function: Any, *arguments: Any) -> Any:
+    """Calls `function`; says at the head of a user's error where it came up."""
+    try:
+        return function(*arguments)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def line(steps: Sequence[Step], step: Step, workdir: Path) -> str:
+    """A finished step's time and counts, aligned with those of the other steps."""
+    manifest = artifact.read_manifest(workdir / step.name) or {}
+    width = max(len(other.name) for other in steps)
+    return (
+        f"{step.name:<{width}}  {duration(manifest['seconds']):>12}  "
+        f"{manifest['records']:>11,} records  {manifest['tokens']:>15,} tokens"
+    )
+
+
+def finished_line(steps: Sequence[Step], step: Step, workdir: Path) -> str:
+    """The same for a step that was finished before this run."""
+    manifest = artifact.read_manifest(workdir / step.name) or {}
+    made_by = manifest.get("package_version")
+    remark = "finished before" if made_by == __version__ else f"finished before, by {made_by}"
+    return f"{line(steps, step, workdir)}  ({remark})"
+
+
+if __name__ == "__main__":
+    main()

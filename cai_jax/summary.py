@@ -1,0 +1,117 @@
+"""What a run has come to: summary.json, and the table and the chain that end its output."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cai_jax.core import artifact
+from cai_jax.data import schema
+from cai_jax.pipeline import Step
+from cai_jax.text.dialogue import render
+
+SUMMARY = "summary.json"
+COLUMNS = {
+    "harmless_rate": "harmless",
+    "helpful_rate": "helpful",
+    "evasive_rate": "evasive",
+    "explained_rate": "explained",
+    "harmlessness_elo": "harmlessness Elo",
+    "helpfulness_elo": "helpfulness Elo",
+}
+LOOK_AT = 200  # chains, for one that shows something
+
+
+def write_summary(workdir: Path, steps: Sequence[Step], seed: int) -> None:
+    """Writes summary.json from the manifests and evaluations of the finished steps.
+
+    {"seed", "package_version", "steps": {step: {"kind", "seconds", "records", "tokens", ...}},
+     "evaluation": {model: measures}, "measures": {evaluate step: what else it measured}}
+    A model that several steps evaluate is named "<step>/<model>" from the second on.
+    """
+    from cai_jax import __version__
+
+    evaluation: dict[str, Any] = {}
+    measures: dict[str, Any] = {}
+    finished = {s.name: artifact.read_manifest(workdir / s.name) for s in steps}
+    manifests = {name: manifest for name, manifest in finished.items() if manifest}
+    for name, found in _evaluations(workdir, steps):
+        for model, of_model in found.get("models", {}).items():
+            evaluation[f"{name}/{model}" if model in evaluation else model] = of_model
+        measures[name] = {key: value for key, value in found.items() if key != "models"}
+    artifact.write_json(
+        workdir / SUMMARY,
+        {
+            "seed": seed,
+            "package_version": __version__,
+            "steps": {
+                name: {"kind": manifest["kind"], "seconds": manifest["seconds"]}
+                | manifest["counts"]
+                for name, manifest in manifests.items()
+            },
+            "evaluation": evaluation,
+            "measures": measures,
+        },
+    )
+
+
+def closing(workdir: Path, steps: Sequence[Step]) -> Iterator[str]:
+    """Texts to print at the end: each evaluation's table, one chain, and where the rest stands."""
+    for name, found in _evaluations(workdir, steps):
+        if found.get("models"):
+            yield f"{name}, judged by the {found.get('judge', '?')}:\n{_table(found['models'])}"
+    for step in steps:
+        chain = _telling_chain(workdir / step.name / "chains.jsonl")
+        if chain and artifact.is_finished(workdir / step.name):
+            yield f"A chain of {step.name} ({chain.id}):\n{_chain(chain)}"
+            break
+    pages = [workdir / step.name / "index.html" for step in steps if step.kind == "report"]
+    yield " ".join(str(path) for path in [workdir / SUMMARY, *pages] if path.is_file())
+
+
+def _evaluations(workdir: Path, steps: Sequence[Step]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for step in steps:
+        folder = workdir / step.name
+        if step.kind == "evaluate" and artifact.is_finished(folder):
+            yield step.name, json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def _table(models: Mapping[str, Mapping[str, Any]]) -> str:
+    shown = [name for name in COLUMNS if any(of.get(name) is not None for of in models.values())]
+    rows = [["", *(COLUMNS[name] for name in shown)]]
+    for model, of_model in models.items():
+        rows.append([model, *(_number(of_model.get(name), name) for name in shown)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        for row in rows
+    )
+
+
+def _number(value: float | None, column: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:+.0f}" if column.endswith("_elo") else f"{value:.3f}"
+
+
+def _telling_chain(path: Path) -> schema.Chain | None:
+    """The first chain that its revisions change; if none of the first does, the first."""
+    if not path.is_file():
+        return None
+    first = None
+    for number, (where, value) in enumerate(schema.json_lines(path)):
+        chain: schema.Chain = schema.parse(schema.Chain, value, where)
+        if chain.rounds and chain.rounds[-1].revision != chain.response:
+            return chain
+        first = first or (chain if chain.rounds else None)
+        if number == LOOK_AT:
+            break
+    return first
+
+
+def _chain(chain: schema.Chain) -> str:
+    lines = [f"{render(chain.dialogue).strip()} {chain.response}"]
+    for number, step in enumerate(chain.rounds, start=1):
+        lines.append(f"Critique {number} ({step.principle}): {step.critique}")
+        lines.append(f"Revision {number}: {step.revision}")
+    return "\n".join("  " + line for text in lines for line in text.splitlines() if line)
