@@ -200,11 +200,26 @@ def _oracle_opinions(config, inputs, answers: Sequence[Answer]) -> list[Opinion]
 
 
 def _preference_opinions(config, inputs, answers: Sequence[Answer]) -> list[Opinion]:
-    """The PM's scores, and how often an answer opens with a refusal by the lexicon."""
+    """The PM's scores, and whether an answer opens with a refusal by the lexicon."""
+    from cai_jax.checkpoints import load_model
+    from cai_jax.core.mesh import make_mesh
+    from cai_jax.generation.preference import preference_scores
+    from cai_jax.text.dialogue import render
     from cai_jax.text.refusals import opens_with_refusal
 
+    mesh = make_mesh(config.mesh)
+    model = load_model(inputs["preference_model"], mesh)
+    texts = [
+        # The score is read at an appended end-of-text token (Bai et al. 2022a, A.2).
+        [
+            *model.tokenizer.encode_prompt(f"{render(a.dialogue)} {a.response}"),
+            model.tokenizer.eos_id,
+        ]
+        for a in answers
+    ]
+    scores = preference_scores(model, texts, batch_size=config.batch_size, mesh=mesh).tolist()
     opinions = []
-    for answer, score in zip(answers, _scores(config, inputs["preference_model"], answers)):
+    for answer, score in zip(answers, scores):
         red_team = answer.prompt_set == "red_team"
         declines = opens_with_refusal(answer.response)
         measures = {
