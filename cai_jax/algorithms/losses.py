@@ -1,6 +1,5 @@
 """Losses, as pure functions of arrays."""
 
-
 import jax
 import jax.numpy as jnp
 from jax import lax
