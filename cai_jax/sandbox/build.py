@@ -253,7 +253,9 @@ def export(step: Path, folder: Path, arguments: str) -> None:
     from cai_jax.models import weights
 
     model = checkpoints.load_model(step)
-    weights.write_folder(folder, model.config, model.params)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = checkpoints.special_tokens(model.tokenizer)
+    weights.write_folder(folder, model.config, model.params, tokens)
     model.tokenizer.save(folder)
     provenance = {
         "made_by": f"python -m cai_jax.sandbox.build --out=DIR {arguments}",

@@ -1,0 +1,263 @@
+"""Supervised finetuning (SL-CAI, section 3.2 of the paper), and pretraining of the desk's models.
+
+A language model learns the responses of demonstrations, of critique-revision chains (the revisions
+of all rounds, beside the responses of chains without rounds) or weighted documents.
+"""
+
+from __future__ import annotations
+
+import itertools
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cai_jax.core import optimizer as optimizers
+from cai_jax.errors import InputError
+
+if typing.TYPE_CHECKING:
+    import jax
+
+    from cai_jax.data.examples import Example
+    from cai_jax.data.packing import Rows
+    from cai_jax.models.config import ModelConfig
+
+RECORD_FILES = ("chains.jsonl", "demonstrations.jsonl", "documents.jsonl")
+
+
+def default_config() -> ConfigDict:
+    """Every parameter of the step; those of the optimizer (learning rate ...) stand beside."""
+    config = optimizers.default_config()
+    config.initialize = False  # random weights of the model folder's shape: pretraining
+    config.revisions = (1, 2, 3, 4)  # of each chain; SL-CAI-n has 1..n, and 0 is the response
+    config.epochs = 1
+    config.max_steps = 0  # stop after so many updates; 0: after all epochs
+    config.rows = 32  # packed rows in a batch
+    config.sequence_length = 160  # tokens in a row
+    config.on_long = "truncate"  # examples longer than a row: "truncate", "drop" or "refuse"
+    config.log_every = 20  # updates between two lines of metrics
+    return config
+
+
+def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Trains the `model` on `data`, and writes model/ and metrics.jsonl.
+
+    Args:
+        config: as `default_config`, with `seed` and `mesh`.
+        inputs: `model`: a model folder or finished step; `data`: files or step folders of chains,
+            demonstrations or documents.
+        folder: the step's own, empty.
+
+    Returns:
+        Counts: records (sequences trained on), tokens, steps, truncated, dropped, loss.
+    """
+    import jax
+
+    from cai_jax import checkpoints
+    from cai_jax.core import keys, mesh, sharding, training
+    from cai_jax.core.metrics import MetricsWriter
+    from cai_jax.core.progress import Progress
+    from cai_jax.data import packing
+    from cai_jax.models.language_model import LanguageModel
+
+    device_mesh = mesh.make_mesh(config.mesh)
+    if config.rows % sharding.batch_parts(device_mesh):
+        raise InputError(
+            f"rows: expected a multiple of {sharding.batch_parts(device_mesh)} (data x fsdp "
+            f"devices), found {config.rows}"
+        )
+    key = keys.base_key(config.seed, folder.name)
+    model = load_or_initialize(config, inputs["model"], device_mesh, key)
+    fitted, report = prepare(config, inputs["data"], model)
+    # The host's order of records comes from the same key as everything else.
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+    order = rng.permutation(len(fitted.examples))
+    examples = [fitted.examples[i] for i in order]
+    rows = packing.pack([len(example.ids) for example in examples], config.sequence_length)
+    num_steps = -(-len(rows) * config.epochs // config.rows)
+    num_steps = min(num_steps, config.max_steps or num_steps)
+
+    optimizer = optimizers.make_optimizer(config, num_steps)
+    state, shardings = training.create_state(model.params, optimizer, device_mesh)
+    batch_sharding = sharding.batch_sharding(device_mesh)
+    step = jax.jit(
+        make_step(model.config, optimizer),
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding),
+        out_shardings=(shardings, sharding.replicated(device_mesh)),
+    )
+    trained = 0
+    pending: list[Any] = []  # metrics still on devices: read together, so that nothing waits
+    seen: list[list[int]] = []
+    loss = float("nan")
+    with (
+        MetricsWriter(folder) as writer,
+        Progress(f"{folder.name} (finetune)", num_steps, "updates") as progress,
+    ):
+        for number, indices in enumerate(batches(rows, config, num_steps, rng), start=1):
+            batch = packing.fill(
+                examples, indices, config.rows, config.sequence_length, model.tokenizer.pad_id
+            )
+            trained += int(np.count_nonzero(batch.segments))
+            state, metrics = step(state, jax.device_put(batch, batch_sharding))
+            pending.append(metrics)
+            seen += indices
+            if number % config.log_every == 0 or number == num_steps:
+                totals = summed(pending, number, seen, examples)
+                loss = totals["loss"]
+                writer.write(number, **totals, tokens=trained)
+                progress.advance(len(pending), f"loss {loss:.4f}")
+                pending, seen = [], []
+    checkpoints.save_model(folder, LanguageModel(model.config, state.params, model.tokenizer))
+    return (
+        {"records": len(examples) * config.epochs, "tokens": trained}
+        | report
+        | {
+            "steps": num_steps,
+            "loss": loss,
+        }
+    )
+
+
+def make_step(config: ModelConfig, optimizer: Any) -> Any:
+    """The pure update: step(state, batch) -> (state, metrics), metrics summed over tokens."""
+    import jax
+    import optax
+
+    from cai_jax.core.training import apply_gradients
+
+    def step(state, batch):
+        (_, (total, weight)), gradients = jax.value_and_grad(
+            lambda params: mean_loss(params, config, batch), has_aux=True
+        )(state.params)
+        norm = optax.global_norm(gradients)
+        state = apply_gradients(state, gradients, optimizer)
+        return state, {"loss_sum": total, "weight": weight, "gradient_norm": norm}
+
+    return step
+
+
+def mean_loss(params: Any, config: ModelConfig, batch: Rows) -> tuple[jax.Array, Any]:
+    """The token-weighted loss of a batch: sum of weighted losses / sum of weights, and both."""
+    import jax.numpy as jnp
+
+    from cai_jax.algorithms import losses
+    from cai_jax.models import transformer
+
+    hidden, _ = transformer.forward(
+        params, config, batch.tokens, positions=batch.positions, segments=batch.segments
+    )
+    unembed = transformer.unembedding(params, config)
+    total, weight = losses.lm_cross_entropy(hidden, unembed, batch.targets, batch.weights)
+    return total / jnp.maximum(weight, 1e-6), (total, weight)
+
+
+def load_or_initialize(
+    config: ConfigDict, reference: Path, device_mesh: Any, key: jax.Array
+) -> Any:
+    """The model to start from; with `initialize`, random weights in the shape of its folder."""
+    import jax
+
+    from cai_jax import checkpoints
+    from cai_jax.core import sharding
+    from cai_jax.data.tokenization import load_tokenizer
+    from cai_jax.models import transformer, weights
+    from cai_jax.models.language_model import LanguageModel
+
+    if not config.initialize:
+        return checkpoints.load_model(reference, device_mesh)
+    source = checkpoints.model_folder(reference)
+    model_config, _ = weights.read_config(source)
+    abstract = checkpoints.abstract_params(model_config, preference_model=False)
+    init = jax.jit(
+        lambda key: transformer.init_params(model_config, key),
+        out_shardings=sharding.tree_shardings(abstract, device_mesh),
+    )
+    return LanguageModel(model_config, init(key), load_tokenizer(source))
+
+
+def prepare(config: ConfigDict, data: Any, model: Any) -> tuple[Any, dict[str, int]]:
+    """Reads, tokenizes and fits the records, and counts what does not fit."""
+    from cai_jax.data import examples, packing
+    from cai_jax.text.dialogue import render
+
+    sources = data if isinstance(data, list | tuple) else [data]
+    records = [record for source in sources for record in read(Path(source))]
+    texts = examples.weighted_texts(records, render, config.revisions)
+    full = [t for t in texts if any(text.strip() and weight for text, weight in t.pieces)]
+    fitted = packing.fit(
+        examples.make_examples(full, model.tokenizer), config.sequence_length, config.on_long
+    )
+    if not fitted.examples:
+        raise InputError(f"data {', '.join(map(str, sources))}: expected examples, found none")
+    largest = max(int(example.ids.max()) for example in fitted.examples)
+    if largest >= model.config.vocab_size:
+        raise InputError(
+            f"model: its tokenizer gives id {largest}, but its vocabulary has only "
+            f"{model.config.vocab_size} entries; the folder's files do not belong together"
+        )
+    return fitted, {
+        "truncated": fitted.truncated,
+        "dropped": fitted.dropped,
+        "empty": len(texts) - len(full),
+        "lost_tokens": fitted.lost_tokens,
+    }
+
+
+def read(path: Path) -> list[Any]:
+    """The records of a file or step folder; their kind shows in the first line's fields."""
+    from cai_jax.data import schema
+
+    if path.is_dir():
+        found = [path / name for name in RECORD_FILES if (path / name).is_file()]
+        if not found:
+            raise InputError(f"{path}: expected {', '.join(RECORD_FILES)}, found none of them")
+        return [record for file in found for record in read(file)]
+    where, first = next(schema.json_lines(path), ("", None))
+    if not isinstance(first, dict):
+        raise InputError(f"{where or path}: expected at least one record, found {first!r}")
+    kinds = {"pieces": schema.Document, "rounds": schema.Chain}
+    kind = next((kinds[field] for field in kinds if field in first), schema.Demonstration)
+    return schema.read_records(path, kind)
+
+
+def batches(
+    rows: list[list[int]], config: ConfigDict, num_steps: int, rng: np.random.Generator
+) -> Iterator[list[list[int]]]:
+    """The rows of each update. Epochs follow one another without a gap, each in its own order."""
+    orders = (rng.permutation(len(rows)) for _ in range(config.epochs))
+    stream = (rows[i] for order in orders for i in order)
+    for _ in range(num_steps):
+        yield list(itertools.islice(stream, config.rows))
+
+
+def summed(
+    pending: list[Any], number: int, seen: list[list[int]], examples: list[Example]
+) -> dict[str, float]:
+    """Metrics over several updates; stops where one of them is not finite."""
+    import jax
+
+    fetched = jax.device_get(pending)
+    for i, metrics in enumerate(fetched):
+        if not all(np.isfinite(value) for value in metrics.values()):
+            rows_each = len(seen) // len(pending)
+            rows = seen[i * rows_each : (i + 1) * rows_each]
+            ids = [examples[index].record_id for row in rows for index in row]
+            raise FloatingPointError(
+                f"update {number - len(pending) + i + 1}: loss {float(metrics['loss_sum'])}, "
+                f"gradient norm {float(metrics['gradient_norm'])}; lower the learning rate or look "
+                f"at records {', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}"
+            )
+    weight = sum(float(metrics["weight"]) for metrics in fetched)
+    return {
+        "loss": sum(float(metrics["loss_sum"]) for metrics in fetched) / max(weight, 1e-6),
+        "gradient_norm": float(np.mean([metrics["gradient_norm"] for metrics in fetched])),
+    }
+
+
+def plan(config: ConfigDict, planned: dict[str, Any]) -> dict[str, int]:
+    """Counts for `--dry_run`: each chain with rounds gives one sequence a revision."""
+    raise NotImplementedError
