@@ -288,7 +288,7 @@ def test_bad_configs_are_refused(tmp_path):
         ({}, {"judge": "none"}, "expected at least one model"),
     ]:
         with pytest.raises(InputError, match=message):
-            evaluate.run(config_of(**changes), inputs, tmp_path)
+            evaluate.check(config_of(**changes), inputs)
     with pytest.raises(InputError, match="knows the sandbox's constitution alone"):
         comparison = Comparison("1", (Turn("human", "x"),), "a", "b", 0.5, "feedback", "mine")
         write_records(tmp_path / "labels.jsonl", [comparison])
@@ -298,8 +298,8 @@ def test_bad_configs_are_refused(tmp_path):
 def test_the_plan_counts_answers_and_tokens():
     planned = {
         "models": {"a": {"parameters": 1000}, "b": {"parameters": 10}},
-        "red_team": {"records": 300},
-        "benign": {"records": 50},
+        "red_team": {"records": 300, "tokens": 3000},
+        "benign": {"records": 50, "tokens": 600},
     }
     found = evaluate.plan(config_of(limit=100), planned)
-    assert found == {"records": 300, "tokens": 300 * 24, "flops": 2.0 * 1010 * 150 * 24}
+    assert found == {"records": 300, "tokens": 300 * 24, "flops": 2.0 * 1010 * (150 * 24 + 1600)}
