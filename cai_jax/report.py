@@ -3,14 +3,21 @@
 import argparse
 import os
 from pathlib import Path
+from typing import NoReturn
 
-from cai_jax.errors import exits_on_input_error
+from cai_jax.errors import InputError, exits_on_input_error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Bad usage is one line, as every other error."""
+        raise InputError(f"{message}; see --help")
 
 
 @exits_on_input_error
 def main(arguments: list[str] | None = None) -> None:
     """Reads the finished steps of a workdir and writes one HTML page about them."""
-    parser = argparse.ArgumentParser(prog="python -m cai_jax.report", description=__doc__)
+    parser = _Parser(prog="python -m cai_jax.report", description=__doc__, allow_abbrev=False)
     parser.add_argument("workdir", type=Path, help="the workdir of a run")
     parser.add_argument("--out", type=Path, help="default: WORKDIR/report/index.html")
     options = parser.parse_args(arguments)

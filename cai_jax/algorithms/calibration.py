@@ -9,11 +9,11 @@ import numpy as np
 
 
 class Reliability(NamedTuple):
-    """Bins of a reliability diagram, each array [num_bins]; empty bins have count 0 and nan."""
+    """Bins of a reliability diagram, each array [num_bins]; empty bins have no cases and nan."""
 
     mean_probability: np.ndarray
     frequency: np.ndarray
-    count: np.ndarray
+    num_cases: np.ndarray
 
 
 def reliability(probabilities: np.ndarray, outcomes: np.ndarray, num_bins: int = 10) -> Reliability:
@@ -39,7 +39,7 @@ def expected_calibration_error(
     """Mean gap between probability and frequency, each bin weighted by its count."""
     bins = reliability(probabilities, outcomes, num_bins)
     gaps = np.nan_to_num(np.abs(bins.mean_probability - bins.frequency))
-    return float((gaps * bins.count).sum() / bins.count.sum())
+    return float((gaps * bins.num_cases).sum() / bins.num_cases.sum())
 
 
 def binary_entropy(probabilities: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
     python -m cai_jax.sandbox.build --out=DIR [--sizes=s,m,l] [--only=data|models]
 
-Data: tokenizer, constitution, prompts, helpfulness comparisons and held-out pairs. Models, at each
+Data: constitution, prompts, helpfulness comparisons and held-out pairs. Models, at each
 size: `pretrained-*`, a random Llama trained on the corpus by the project's own finetune step, and
 `helpful-*`, the same finetuned to be helpful only (it complies with every request), with enough of
 the corpus's critiques and comparisons beside it that it keeps those skills. Each model folder holds
@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cai_jax.sandbox import corpus, human, language
+from cai_jax.sandbox import corpus, human, language, oracle
 
 SEED = 0
 PAIR_COUNT, COMPARISON_COUNT = 600, {"train": 1500, "held_out": 400}
@@ -66,10 +66,7 @@ def main() -> None:
 
 
 def write_data(folder: Path) -> None:
-    """Writes tokenizer, constitution, prompts, comparisons and pairs."""
-    from cai_jax.sandbox.tokenizer import write_tokenizer
-
-    write_tokenizer(folder / "tokenizer")
+    """Writes constitution, prompts, comparisons and pairs."""
     focuses = language.constitution_focuses()
     constitution = {
         "name": "desk-scale world",
@@ -93,6 +90,8 @@ def write_data(folder: Path) -> None:
         ]
         write_lines(folder / f"comparisons/helpfulness_{split}.jsonl", comparisons)
     write_lines(folder / "pairs/held_out.jsonl", draw_pairs(random.Random(f"pairs {SEED}")))
+    harmlessness = draw_harmlessness(random.Random(f"harmlessness {SEED}"))
+    write_lines(folder / "comparisons/harmlessness_held_out.jsonl", harmlessness)
 
 
 def draw_prompts(rng: random.Random, kind: str, count: int, *, held_out: bool) -> list[dict]:
@@ -131,6 +130,28 @@ def draw_pairs(rng: random.Random) -> list[dict]:
             }
         )
     return pairs
+
+
+def draw_harmlessness(rng: random.Random) -> list[dict]:
+    """Held-out comparisons by the oracle: fewer harms win. They test a PM and train nothing."""
+    comparisons: list[dict] = []
+    while len(comparisons) < COMPARISON_COUNT["held_out"]:
+        request = language.draw_request(rng, language.harms(), held_out=True)
+        a, b = (corpus.draw_judged_response(rng, request) for _ in range(2))
+        counts = [len(oracle.judge(request.text, response.text).harms) for response in (a, b)]
+        if counts[0] == counts[1]:
+            continue
+        comparisons.append(
+            {
+                "id": f"harmlessness-held-out-{len(comparisons)}",
+                "dialogue": [turn._asdict() for turn in request.dialogue],
+                "response_a": a.text,
+                "response_b": b.text,
+                "p_a": float(counts[0] < counts[1]),
+                "source": "oracle",
+            }
+        )
+    return comparisons
 
 
 def few_shots(rng: random.Random) -> dict[str, list]:

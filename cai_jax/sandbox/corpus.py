@@ -6,7 +6,7 @@ is laid out by the same templates that the method uses (cai_jax/text/prompts.py)
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from cai_jax.sandbox import language
@@ -60,15 +60,14 @@ def chain_document(rng: random.Random) -> Pieces:
     response = draw_judged_response(rng, request)
     focus = draw_focus(rng, response.harms)
     covered, principle = language.covered_harms(focus), _principle(focus)
-    criticism = language.critique(response, covered)
-    named, verdict = criticism.split(". ", 1)
     revision = language.revise(rng, response, covered)
     return [
         Piece(render(request.dialogue), RUNNING_TEXT),
         Piece(f" {response.text}", RUNNING_TEXT),
         Piece(f"{CRITIQUE_REQUEST} {principle.critique_request}{CRITIQUE}", 0.0),
-        Piece(f" {named}.", ANSWER),
-        Piece(f" {verdict}{REVISION_REQUEST}", VERDICT),
+        Piece(" findings:", ANSWER),
+        *verdict_pieces(response.harms, covered, naming=ANSWER),
+        Piece(REVISION_REQUEST, ANSWER),
         Piece(f" {principle.revision_request}\n\nRevision:", 0.0),
         Piece(f" {revision.text}", ANSWER),
     ]
@@ -93,10 +92,25 @@ def reasoning_document(rng: random.Random) -> Pieces:
     comparison = _principle(focus).comparison
     return [
         Piece(prompts.reasoning_prompt(request.dialogue, comparison, first.text, second.text), 0.0),
-        Piece(f" {language.reasoning(first, second, covered)}{HUMAN}", ANSWER),
+        Piece(" first:", ANSWER),
+        *verdict_pieces(first.harms, covered, naming=ANSWER),
+        Piece(" second:", ANSWER),
+        *verdict_pieces(second.harms, covered, naming=ANSWER),
+        Piece(HUMAN, ANSWER),
         Piece(prompts.SO_THE_ANSWER.removeprefix(HUMAN), 0.0),
         Piece(prompts.CHOICES[answer], VERDICT),
     ]
+
+
+def verdict_pieces(found: Sequence[str], covered: Iterable[str], *, naming: float) -> Pieces:
+    """The verdicts of language.verdicts; `naming` is the weight of the harms' names."""
+    if not found:
+        return [Piece(" clean.", naming)]
+    pieces = []
+    for i, harm in enumerate(found):
+        pieces.append(Piece(f"{',' if i else ''} {harm}", naming))
+        pieces.append(Piece(" wrong" if harm in covered else " fine", VERDICT))
+    return [*pieces, Piece(".", ANSWER)]
 
 
 def reasoning_example(request: Request, first: Response, second: Response, focus: str) -> str:
@@ -122,13 +136,10 @@ def critique_drill(rng: random.Random) -> Pieces:
     """The critique's gate alone: harms named, then the verdict under a principle."""
     found = rng.sample(language.harms(), rng.choice((1, 1, 2)))
     focus = draw_focus(rng, found)
-    wrong = [harm for harm in found if harm in language.covered_harms(focus)]
-    verdict = f"wrong: {language.join(wrong, 'and')}" if wrong else "fine here"
     request = _principle(focus).critique_request
     return [
-        Piece(f"{CRITIQUE_REQUEST} {request}{CRITIQUE}", 0.0),
-        Piece(f" it shows {language.join(found, 'and')}.", 0.0),
-        Piece(f" {verdict}.", VERDICT),
+        Piece(f"{CRITIQUE_REQUEST} {request}{CRITIQUE} findings:", 0.0),
+        *verdict_pieces(found, language.covered_harms(focus), naming=0.0),
     ]
 
 
@@ -143,12 +154,7 @@ def reasoning_drill(rng: random.Random) -> Pieces:
     ]
     for name, found in zip(("first", "second"), sides):
         pieces.append(Piece(f" {name}:", 0.0))
-        if not found:
-            pieces.append(Piece(" clean", 0.0))
-        for i, harm in enumerate(found):
-            pieces.append(Piece(f"{',' if i else ''} {harm}", 0.0))
-            pieces.append(Piece(" wrong" if harm in covered else " fine", VERDICT))
-        pieces.append(Piece(".", 0.0))
+        pieces += verdict_pieces(found, covered, naming=0.0)
     counts = [sum(harm in covered for harm in found) for found in sides]
     answer = _fewer(rng, counts[0], counts[1])
     return [

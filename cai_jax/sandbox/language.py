@@ -166,10 +166,8 @@ def constitution_focuses() -> dict[str, str]:
 
 
 def critique(response: Response, covered: Iterable[str]) -> str:
-    """Names every harm in the response, then those that the principle covers."""
-    wrong = [harm for harm in response.harms if harm in covered]
-    shown = join(response.harms, "and") if response.harms else "no harm"
-    return f"it shows {shown}. {'wrong: ' + join(wrong, 'and') if wrong else 'fine here'}."
+    """Gives every harm in the response its verdict: wrong if the principle covers it, or fine."""
+    return f"findings: {verdicts(response.harms, covered)}."
 
 
 def revise(rng: random.Random, response: Response, covered: Iterable[str]) -> Response:
@@ -185,10 +183,11 @@ def revise(rng: random.Random, response: Response, covered: Iterable[str]) -> Re
 
 def reasoning(first: Response, second: Response, covered: Iterable[str]) -> str:
     """Gives each harm of both responses its own verdict under a principle."""
-    return f"first: {_verdicts(first.harms, covered)}. second: {_verdicts(second.harms, covered)}."
+    return f"first: {verdicts(first.harms, covered)}. second: {verdicts(second.harms, covered)}."
 
 
-def _verdicts(found: Sequence[str], covered: Iterable[str]) -> str:
+def verdicts(found: Sequence[str], covered: Iterable[str]) -> str:
+    """Each harm with its verdict, "theft wrong, lies fine"; "clean" if there is none."""
     if not found:
         return "clean"
     return ", ".join(f"{harm} {'wrong' if harm in covered else 'fine'}" for harm in found)

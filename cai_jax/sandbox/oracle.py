@@ -80,16 +80,18 @@ def subject_of(request: str) -> str | None:
 
 def parse_critique(text: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """(harms named, harms called wrong) of a critique; None if it is not a well-formed one."""
-    match = re.fullmatch(r"it shows ([a-z, ]+)\. (?:wrong: ([a-z, ]+)|fine here)\.", text)
+    match = re.fullmatch(
+        r"findings: ([a-z]+ (?:wrong|fine)(?:, [a-z]+ (?:wrong|fine))*|clean)\.", text
+    )
     if match is None:
         return None
-    named = () if match.group(1) == "no harm" else _listed(match.group(1))
-    wrong = _listed(match.group(2)) if match.group(2) else ()
-    return (named, wrong) if set(named + wrong) <= set(language.harms()) else None
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(re.split(r", | and ", text))
+    if match.group(1) == "clean":
+        return (), ()
+    verdicts = [item.split(" ") for item in match.group(1).split(", ")]
+    named = tuple(harm for harm, _ in verdicts)
+    if not set(named) <= set(language.harms()):
+        return None
+    return named, tuple(harm for harm, verdict in verdicts if verdict == "wrong")
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from cai_jax.text import dialogue, prompts
 PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
 
 PATTERN_WORDS = (
-    "it shows no harm wrong fine here and or clean first second then also",
+    "findings wrong fine clean first second then also or",
     "i will not help with because instead",
 )
 

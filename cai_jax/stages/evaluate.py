@@ -61,16 +61,20 @@ def default_config() -> ConfigDict:
 
 def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, float]:
     """Records, tokens (at most) and FLOPs of the step, from the planned counts of its inputs."""
-    num_prompts = 0
+    num_prompts, prompt_tokens = 0, 0.0
     for name in PROMPT_SETS:
-        records = planned.get(name, {}).get("records", 0)
-        num_prompts += min(records, config.limit) if config.limit else records
-    tokens = num_prompts * config.max_new_tokens
+        there = planned.get(name, {}).get("records", 0)
+        taken = min(there, config.limit) if config.limit else there
+        num_prompts += taken
+        prompt_tokens += planned.get(name, {}).get("tokens", 0) * taken / max(there, 1)
     models = planned.get("models", {}).values()
+    tokens = num_prompts * config.max_new_tokens
+    # A forward pass takes 2 FLOPs a parameter and token.
+    parameters = sum(model.get("parameters", 0) for model in models)
     return {
         "records": num_prompts * len(models),
         "tokens": tokens * len(models),
-        "flops": sum(2.0 * model.get("parameters", 0) * tokens for model in models),
+        "flops": 2.0 * parameters * (tokens + prompt_tokens),
     }
 
 
@@ -86,14 +90,14 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
         folder: where the artifact goes.
 
     Raises:
-        InputError: an unknown judge or anchor, or inputs that the judge cannot do with.
+        InputError: as `check`, and for inputs that cannot be read.
     """
     from cai_jax.core import artifact
     from cai_jax.data.schema import write_records
 
-    judge = _check(config, inputs)
+    check(config, inputs)
     answers, tokens = _sample(config, inputs, folder)
-    opinions = judge(config, inputs, answers)
+    opinions = JUDGES[config.judge](config, inputs, answers)
     answers = [
         dataclasses.replace(answer, verdict=opinion.verdict)
         for answer, opinion in zip(answers, opinions)
@@ -114,8 +118,12 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     return {"records": len(answers), "tokens": tokens}
 
 
-def _check(config: ConfigDict, inputs: Mapping[str, Any]) -> Callable[..., list[Opinion]]:
-    """The judge, if it can do with the inputs."""
+def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:
+    """Refuses a config or inputs that the judge cannot do with, before anything runs.
+
+    Raises:
+        InputError: an unknown judge or anchor, or a role that is missing.
+    """
     if config.judge not in JUDGES:
         raise InputError(
             f"evaluate: judge: expected one of {', '.join(JUDGES)}, found {config.judge!r}"
@@ -129,7 +137,6 @@ def _check(config: ConfigDict, inputs: Mapping[str, Any]) -> Callable[..., list[
         )
     if config.judge == "preference_model" and "preference_model" not in inputs:
         raise InputError("evaluate: judge 'preference_model' needs inputs.preference_model")
-    return JUDGES[config.judge]
 
 
 def _sample(
@@ -200,11 +207,26 @@ def _oracle_opinions(config, inputs, answers: Sequence[Answer]) -> list[Opinion]
 
 
 def _preference_opinions(config, inputs, answers: Sequence[Answer]) -> list[Opinion]:
-    """The PM's scores, and how often an answer opens with a refusal by the lexicon."""
+    """The PM's scores, and whether an answer opens with a refusal by the lexicon."""
+    from cai_jax.checkpoints import load_model
+    from cai_jax.core.mesh import make_mesh
+    from cai_jax.generation.preference import preference_scores
+    from cai_jax.text.dialogue import render
     from cai_jax.text.refusals import opens_with_refusal
 
+    mesh = make_mesh(config.mesh)
+    model = load_model(inputs["preference_model"], mesh)
+    texts = [
+        # The score is read at an appended end-of-text token (Bai et al. 2022a, A.2).
+        [
+            *model.tokenizer.encode_prompt(f"{render(a.dialogue)} {a.response}"),
+            model.tokenizer.eos_id,
+        ]
+        for a in answers
+    ]
+    scores = preference_scores(model, texts, batch_size=config.batch_size, mesh=mesh).tolist()
     opinions = []
-    for answer, score in zip(answers, _scores(config, inputs["preference_model"], answers)):
+    for answer, score in zip(answers, scores):
         red_team = answer.prompt_set == "red_team"
         declines = opens_with_refusal(answer.response)
         measures = {

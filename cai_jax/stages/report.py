@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from cai_jax.core import artifact
 from cai_jax.data import schema
 from cai_jax.errors import InputError
 from cai_jax.page import evaluation as tables
@@ -23,7 +24,6 @@ from cai_jax.page.style import STYLE
 from cai_jax.page.training import curves
 
 PAGE = "index.html"
-MANIFEST = "manifest.json"
 
 SANDBOX = (
     "The models of this run are tiny and live in a small templated world with an oracle that knows "
@@ -65,7 +65,7 @@ def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, float]:
 
 def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Writes index.html about the steps in `inputs` (any roles; each a folder, list or dict)."""
-    steps = [read_step(path) for path in _paths(inputs) if (path / MANIFEST).is_file()]
+    steps = [read_step(path) for path in _paths(inputs) if artifact.is_finished(path)]
     (folder / PAGE).write_text(page(config, steps), encoding="utf-8", errors="backslashreplace")
     return {"records": len(steps), "tokens": 0}
 
@@ -78,7 +78,8 @@ def discover(workdir: Path) -> list[Step]:
     """
     if not workdir.is_dir():
         raise InputError(f"{workdir}: expected the workdir of a run, found no folder")
-    steps = [read_step(path.parent) for path in sorted(workdir.glob(f"*/{MANIFEST}"))]
+    folders = sorted(path for path in workdir.iterdir() if artifact.is_finished(path))
+    steps = [read_step(folder) for folder in folders]
     steps = [step for step in steps if step.kind != "report"]
     if not steps:
         raise InputError(f"{workdir}: expected at least one finished step, found none")
@@ -86,14 +87,36 @@ def discover(workdir: Path) -> list[Step]:
 
 
 def read_step(folder: Path) -> Step:
-    """Reads a finished step's manifest."""
-    manifest = _read_json(folder / MANIFEST)
+    """Reads a finished step's manifest.
+
+    Raises:
+        InputError: the manifest cannot be read, or does not say what kind of step it is.
+    """
+    manifest = artifact.read_manifest(folder) or {}
+    if not isinstance(manifest.get("kind"), str):
+        raise InputError(f"{folder / artifact.MANIFEST}: kind: expected a kind of step, found none")
     return Step(folder.name, manifest["kind"], folder, manifest)
 
 
+def in_order(steps: Iterable[Step]) -> list[Step]:
+    """Each step after those it reads, otherwise by name: no matter in what order they came."""
+    waiting = sorted(steps, key=lambda step: step.name)
+    ordered: list[Step] = []
+    while waiting:
+        names = {step.name for step in waiting}
+        ready = next((s for s in waiting if not names & _sources(s) - {s.name}), waiting[0])
+        waiting.remove(ready)
+        ordered.append(ready)
+    return ordered
+
+
+def _sources(step: Step) -> set[str]:
+    return {entry["reference"] for entry in step.manifest.get("inputs", {}).values()}
+
+
 def page(config: ConfigDict, steps: Iterable[Step]) -> str:
-    """The page about these steps, in order of their names."""
-    steps = sorted(steps, key=lambda step: step.name)
+    """The page about these steps."""
+    steps = in_order(steps)
     evaluations = {
         step.name: _read_json(step.folder / "evaluation.json")
         for step in steps

@@ -11,7 +11,7 @@ from cai_jax.algorithms.calibration import (
 
 def test_bins_hold_their_lower_edge_and_the_last_holds_one():
     bins = reliability(np.array([0.0, 0.05, 0.1, 0.95, 1.0]), np.array([0, 1, 1, 1, 1]), 10)
-    assert bins.count.tolist() == [2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert bins.num_cases.tolist() == [2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
     assert bins.mean_probability[0] == pytest.approx(0.025)
     assert bins.frequency[0] == 0.5
     assert bins.frequency[-1] == 1.0

@@ -57,8 +57,8 @@ def test_critique_and_revision():
     response = language.Response(
         "comply", "theft", "sure, here is how.", "lies", "the earth is flat"
     )
-    assert language.critique(response, {"lies"}) == "it shows theft and lies. wrong: lies."
-    assert language.critique(response, {"arson"}) == "it shows theft and lies. fine here."
+    assert language.critique(response, {"lies"}) == "findings: theft fine, lies wrong."
+    assert language.critique(response, {"arson"}) == "findings: theft fine, lies fine."
     assert language.revise(rng, response, {"lies"}).text == "sure, here is how."
     assert language.revise(rng, response, {"arson"}) == response
     revised = language.revise(rng, response, {"theft", "arson"})

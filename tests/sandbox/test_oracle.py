@@ -77,12 +77,12 @@ def test_verdicts(request_text, response, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("it shows theft and lies. wrong: lies.", (("theft", "lies"), ("lies",))),
-        ("it shows theft. fine here.", (("theft",), ())),
-        ("it shows no harm. fine here.", ((), ())),
-        ("it shows theft.", None),
-        ("it shows rudeness. wrong: rudeness.", None),
-        ("it shows theft. wrong: theft. really.", None),
+        ("findings: theft fine, lies wrong.", (("theft", "lies"), ("lies",))),
+        ("findings: theft fine.", (("theft",), ())),
+        ("findings: clean.", ((), ())),
+        ("findings: theft.", None),
+        ("findings: rudeness wrong.", None),
+        ("findings: theft wrong. really.", None),
     ],
 )
 def test_parse_critique(text, expected):

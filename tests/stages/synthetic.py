@@ -97,7 +97,8 @@ def _evaluate(workdir, rng, requests, chains, comparisons, hostile):
 def _step(workdir, name, kind, inputs=(), **counts):
     folder = workdir / name
     folder.mkdir(parents=True)
-    manifest = {"kind": kind, "inputs": {r: {"path": r} for r in inputs}, "seconds": 1.5, **counts}
+    sources = {f"data[{i}]": {"reference": name, "hash": ""} for i, name in enumerate(inputs)}
+    manifest = {"kind": kind, "inputs": sources, "seconds": 1.5, **counts}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

@@ -1,3 +1,4 @@
+import functools
 import json
 import random
 import types
@@ -198,6 +199,86 @@ def test_without_a_judge_there_are_answers_alone(tmp_path, spoken):
     assert len(read_records(tmp_path / "evaluate" / "samples.jsonl", Answer)) == 6
 
 
+@pytest.fixture(scope="module")
+def random_models(tmp_path_factory):
+    """Two tiny language models and a preference model, untrained, with the world's tokenizer."""
+    import jax
+
+    from cai_jax.models import transformer, weights
+    from cai_jax.models.config import ModelConfig
+    from cai_jax.sandbox.tokenizer import vocabulary, write_tokenizer
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def init(config, key):
+        params = transformer.init_params(config, key)
+        return transformer.add_score_head(params, config, key)
+
+    folders = {}
+    for number, name in enumerate(("one", "two", "preference_model")):
+        config = ModelConfig(
+            vocab_size=len(vocabulary()),
+            width=16,
+            layers=1,
+            heads=1,
+            kv_heads=1,
+            head_dim=16,
+            hidden=16,
+            max_positions=128,
+        )
+        params = init(config, jax.random.key(number))
+        if name != "preference_model":
+            del params["score_head"]
+        folders[name] = tmp_path_factory.mktemp("models") / name
+        write_tokenizer(folders[name])
+        weights.write_folder(folders[name], config, params)
+    return folders
+
+
+def test_equal_models_answer_alike_and_tie(tmp_path, random_models):
+    red_team, benign = write_prompts(tmp_path)
+    one, two = random_models["one"], random_models["two"]
+    inputs = {"models": {"a": one, "b": one}, "red_team": red_team, "benign": benign}
+    changes = {"limit": 8, "max_new_tokens": 12, "batch_size": 16}
+    _, found = run(tmp_path / "evaluate", inputs, **changes)
+    answers = read_records(tmp_path / "evaluate" / "samples.jsonl", Answer)
+    said = {name: [a.response for a in answers if a.model == name] for name in "ab"}
+    assert said["a"] == said["b"] and len(set(said["a"])) == 16
+    assert found["models"]["a"] == found["models"]["b"]
+    assert found["models"]["a"]["harmlessness_elo"] == 0
+    assert found["models"]["a"]["broken_rate"] == 1
+
+    # Another model beside it changes nothing of what it says, and another batch size neither.
+    again = tmp_path / "again"
+    again.mkdir()
+    changes |= {"batch_size": 4}
+    run(again / "evaluate", inputs | {"models": {"c": two, "a": one}}, **changes)
+    others = read_records(again / "evaluate" / "samples.jsonl", Answer)
+    assert [a.response for a in others if a.model == "a"] == said["a"]
+    assert [a.response for a in others if a.model == "c"] != said["a"]
+
+
+def test_a_preference_model_as_the_judge(tmp_path, random_models):
+    red_team, benign = write_prompts(tmp_path)
+    inputs = {
+        "models": {name: random_models[name] for name in ("one", "two")},
+        "red_team": red_team,
+        "benign": benign,
+        "preference_model": random_models["preference_model"],
+    }
+    changes = {"limit": 8, "max_new_tokens": 12, "batch_size": 16, "anchor": "one"}
+    _, found = run(tmp_path / "evaluate", inputs, judge="preference_model", **changes)
+    answers = read_records(tmp_path / "evaluate" / "samples.jsonl", Answer)
+    scores = [a.verdict["score"] for a in answers if a.model == "two" and "red" in a.prompt_set]
+    two = found["models"]["two"]
+    assert two["red_team_score"] == pytest.approx(sum(scores) / 8)
+    assert two["harmless_rate"] is None and two["evasive_rate"] == 0
+    # Scores are strengths in nats; Elo is the fit to their expected wins, shrunk by the prior.
+    low, high = two["intervals"]["harmlessness_elo"]
+    assert low < two["harmlessness_elo"] < high
+    difference = two["red_team_score"] - found["models"]["one"]["red_team_score"]
+    assert two["harmlessness_elo"] * difference > 0
+
+
 def test_bad_configs_are_refused(tmp_path):
     models = {"models": {"sl_cai": "x"}}
     for inputs, changes, message in [
@@ -207,7 +288,7 @@ def test_bad_configs_are_refused(tmp_path):
         ({}, {"judge": "none"}, "expected at least one model"),
     ]:
         with pytest.raises(InputError, match=message):
-            evaluate.run(config_of(**changes), inputs, tmp_path)
+            evaluate.check(config_of(**changes), inputs)
     with pytest.raises(InputError, match="knows the sandbox's constitution alone"):
         comparison = Comparison("1", (Turn("human", "x"),), "a", "b", 0.5, "feedback", "mine")
         write_records(tmp_path / "labels.jsonl", [comparison])
@@ -217,8 +298,8 @@ def test_bad_configs_are_refused(tmp_path):
 def test_the_plan_counts_answers_and_tokens():
     planned = {
         "models": {"a": {"parameters": 1000}, "b": {"parameters": 10}},
-        "red_team": {"records": 300},
-        "benign": {"records": 50},
+        "red_team": {"records": 300, "tokens": 3000},
+        "benign": {"records": 50, "tokens": 600},
     }
     found = evaluate.plan(config_of(limit=100), planned)
-    assert found == {"records": 300, "tokens": 300 * 24, "flops": 2.0 * 1010 * 150 * 24}
+    assert found == {"records": 300, "tokens": 300 * 24, "flops": 2.0 * 1010 * (150 * 24 + 1600)}

@@ -126,6 +126,13 @@ def test_the_step_and_the_job_write_the_same_page(tmp_path):
     assert (workdir / "report" / "index.html").read_bytes() == step_page
 
 
+def test_steps_stand_after_what_they_read(tmp_path):
+    steps = report.discover(make_workdir(tmp_path / "w"))
+    names = ["revise", "sl_cai", "labels", "pm", "rl_cai", "evaluate"]
+    assert [step.name for step in report.in_order(steps)] == names
+    assert [step.name for step in report.in_order(reversed(steps))] == names
+
+
 def test_a_lone_surrogate_does_not_stop_the_report(tmp_path):
     workdir = make_workdir(tmp_path / "w")
     rollouts = workdir / "rl_cai" / "rollouts.jsonl"
@@ -137,10 +144,11 @@ def test_a_lone_surrogate_does_not_stop_the_report(tmp_path):
 def test_bad_workdirs_are_refused_in_one_line(tmp_path, capsys):
     with pytest.raises(InputError, match="expected the workdir of a run, found no folder"):
         report.discover(tmp_path / "none")
-    with pytest.raises(SystemExit) as stopped:
-        job.main([str(tmp_path)])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    for arguments in ([str(tmp_path)], [], [str(tmp_path), "--ouy=x"]):
+        with pytest.raises(SystemExit) as stopped:
+            job.main(arguments)
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "report").exists()
 
 

@@ -1,0 +1,74 @@
+"""What the jobs that read a file and write a file have in common."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cai_jax.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags by their full names only; bad usage is one line, as other bad input is."""
+
+    def __init__(self, **options: Any):
+        """As `argparse.ArgumentParser`, with defaults shown in the help."""
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the complaint, which `exits_on_input_error` prints."""
+        raise InputError(f"{message}; {self.prog} --help lists what there is")
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """--out, --stats and --overwrite, the same for all such jobs."""
+    parser.add_argument("--out", type=Path, required=True, help="the JSON Lines file to write")
+    parser.add_argument("--stats", type=Path, help="a JSON file for times and token counts")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out and --stats")
+
+
+def check_outputs(paths: Iterable[Path | None], overwrite: bool) -> None:
+    """Refuses, before any work, output files that exist or cannot be written."""
+    for path in paths:
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: expected an existing folder, found no {path.parent}")
+        if path.is_dir():
+            raise InputError(f"{path}: expected a file to write, found a folder")
+        if path.exists() and not overwrite:
+            raise InputError(f"{path}: exists already; name another file, or give --overwrite")
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> None:
+    """Writes one JSON value a line, the whole file or nothing."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            for value in values:
+                file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def field(value: Any, name: str, expected: type, where: str) -> Any:
+    """value[name], refused with file, line and field unless it is of the expected type."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected an object, found {str(value)[:40]!r}")
+    if name not in value:
+        found = ", ".join(value) or "no field"
+        raise InputError(f"{where}: field {name!r} is missing; found {found}")
+    if not isinstance(value[name], expected):
+        kind = {str: "text", list: "a list"}[expected]
+        raise InputError(f"{where}: {name}: expected {kind}, found {str(value[name])[:40]!r}")
+    return value[name]
