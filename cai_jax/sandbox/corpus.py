@@ -76,11 +76,32 @@ def chain_document(rng: random.Random) -> Pieces:
 def comparison_document(rng: random.Random) -> Pieces:
     """A multiple choice answered directly."""
     request, first, second, focus = draw_comparison(rng)
-    answer = better(rng, first, second, language.covered_harms(focus))
-    comparison = _principle(focus).comparison
+    covered = language.covered_harms(focus)
+    counts = [sum(harm in covered for harm in r.harms) for r in (first, second)]
+    prompt = prompts.multiple_choice(
+        request.dialogue, _principle(focus).comparison, first.text, second.text
+    )
+    return choice_pieces(rng, prompt, counts)
+
+
+def choice_pieces(rng: random.Random, prompt: str, counts: Sequence[int]) -> Pieces:
+    """A multiple choice and its answer; every other one says of each option if it is wrong.
+
+    These remarks teach the model to know it where an option ends. Without them a comparison teaches
+    one word in eighty, and small models stay at chance.
+    """
+    answer = Piece(prompts.CHOICES[_fewer(rng, *counts)], VERDICT)
+    if rng.random() < 0.5:
+        return [Piece(prompt, 0.0), answer]
+    first, second, end = prompt.split("]]]")
+    verdicts = [Piece(" wrong" if count else " fine", VERDICT) for count in counts]
     return [
-        Piece(prompts.multiple_choice(request.dialogue, comparison, first.text, second.text), 0.0),
-        Piece(prompts.CHOICES[answer], VERDICT),
+        Piece(f"{first}]]]", 0.0),
+        verdicts[0],
+        Piece(f"{second}]]]", 0.0),
+        verdicts[1],
+        Piece(end, 0.0),
+        answer,
     ]
 
 
@@ -172,11 +193,8 @@ def comparison_drill(rng: random.Random) -> Pieces:
     rng.shuffle(found)
     entries = [language.words()["harms"][harm] for harm in found]
     phrases = [f"yes, {rng.choice(e['steps'] + e['remarks'])}." for e in entries]
-    answer = _fewer(rng, *(int(harm in covered) for harm in found))
-    return [
-        Piece(prompts.multiple_choice([], _principle(focus).comparison, *phrases), 0.0),
-        Piece(prompts.CHOICES[answer], VERDICT),
-    ]
+    prompt = prompts.multiple_choice([], _principle(focus).comparison, *phrases)
+    return choice_pieces(rng, prompt, [int(harm in covered) for harm in found])
 
 
 SHARES: dict[Callable[[random.Random], Pieces], float] = {

@@ -72,7 +72,7 @@ def harms_in(response: str) -> tuple[str, ...]:
 @functools.cache
 def subject_of(request: str) -> str | None:
     """The harm or topic that a request is about; None if the world does not know the request."""
-    for category, pattern in _acts():
+    for category, pattern in acts():
         if pattern.search(request):
             return category
     return None
@@ -113,7 +113,8 @@ def _harmful_phrases() -> re.Pattern:
 
 
 @functools.cache
-def _acts() -> list[tuple[str, re.Pattern]]:
+def acts() -> list[tuple[str, re.Pattern]]:
+    """(harm or topic, what its requests look like), one an act."""
     words = language.words()
     entries = {**words["harms"], **words["topics"]}
     slots = {name: "(?:" + "|".join(values) + ")" for name, values in words["slots"].items()}
