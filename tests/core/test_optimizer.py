@@ -1,0 +1,112 @@
+import math
+
+import jax
+import numpy as np
+import optax
+import pytest
+import torch
+from torch.optim.adamw import adamw
+
+from cai_jax.core import optimizer as optimizers
+from cai_jax.errors import InputError
+
+
+def config(**changes):
+    made = optimizers.default_config()
+    made.update(changes)
+    return made
+
+
+def rates(schedule, num_steps):
+    return [float(schedule(step)) for step in range(num_steps)]
+
+
+def test_warmup_and_cosine_have_their_closed_form():
+    peak, final, num_steps, warmup = 0.02, 0.1, 40, 8
+    made = config(learning_rate=peak, final=final, warmup=warmup / num_steps)
+    expected = [peak * (step + 1) / warmup for step in range(warmup)]
+    for step in range(num_steps - warmup):
+        cosine = 0.5 * (1 + math.cos(math.pi * step / (num_steps - warmup)))
+        expected.append(peak * ((1 - final) * cosine + final))
+    np.testing.assert_allclose(
+        rates(optimizers.make_schedule(made, num_steps), num_steps), expected, rtol=1e-5
+    )
+
+
+def test_a_constant_rate_stays_after_its_warmup():
+    made = config(learning_rate=0.5, schedule="constant", warmup=0.2)
+    found = rates(optimizers.make_schedule(made, 10), 12)
+    np.testing.assert_allclose(found, [0.25, 0.5, *[0.5] * 10], rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 10, 25])
+def test_no_step_is_thrown_away_at_rate_zero_and_none_is_above_the_peak(num_steps):
+    found = rates(optimizers.make_schedule(config(learning_rate=1.0), num_steps), num_steps)
+    assert min(found) > 0 and max(found) <= 1.0 + 1e-6
+    assert max(found) == pytest.approx(1.0)
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(InputError, match="expected one of constant, warmup_cosine, found 'linear'"):
+        optimizers.make_schedule(config(schedule="linear"), 10)
+
+
+def make_params():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    return {
+        "embedder": {"embedding": draw(5, 4)},
+        "layers": {"mlp": {"up": draw(2, 4, 3)}, "mlp_norm": {"scale": draw(2, 4)}},
+        "final_norm": {"scale": draw(4)},
+        "score_head": {"kernel": draw(4)},
+    }
+
+
+def test_all_but_the_scales_of_norms_decay():
+    assert optimizers.decayed(make_params()) == {
+        "embedder": {"embedding": True},
+        "layers": {"mlp": {"up": True}, "mlp_norm": {"scale": False}},
+        "final_norm": {"scale": False},
+        "score_head": {"kernel": True},
+    }
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 2.0])
+def test_steps_are_those_of_torch(clip_norm):
+    """Gradients of very different norms, so that an ignored clipping would show in the moments."""
+    num_steps, sizes = 6, (0.01, 30.0, 0.1, 5.0, 0.001, 1.0)
+    made = config(learning_rate=0.05, warmup=0.34, weight_decay=0.2, clip_norm=clip_norm)
+    params = make_params()
+    optimizer = optimizers.make_optimizer(made, num_steps)
+    schedule = optimizers.make_schedule(made, num_steps)
+    leaves, structure = jax.tree.flatten(params)
+    masked = jax.tree.leaves(optimizers.decayed(params))
+
+    theirs = [torch.tensor(leaf) for leaf in leaves]
+    moments = [[torch.zeros_like(leaf) for leaf in theirs] for _ in range(2)]
+    counts = [torch.tensor(0.0) for _ in theirs]
+
+    @jax.jit
+    def update(params, state, gradients):
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    rng = np.random.default_rng(1)
+    for step, size in enumerate(sizes):
+        drawn = [(size * rng.normal(size=leaf.shape)).astype(np.float32) for leaf in leaves]
+        params, state = update(params, state, jax.tree.unflatten(structure, drawn))
+        gradients = [torch.tensor(gradient) for gradient in drawn]
+        norm = torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients]))
+        if clip_norm and norm > clip_norm:
+            gradients = [gradient * (clip_norm / norm) for gradient in gradients]
+        for i, decays in enumerate(masked):
+            # The function behind torch.optim.AdamW, which would load torch's compiler first.
+            adamw(
+                *([theirs[i]], [gradients[i]], [moments[0][i]], [moments[1][i]], [], [counts[i]]),
+                **dict(amsgrad=False, maximize=False, beta1=0.9, beta2=0.98, eps=1e-8),
+                lr=float(schedule(step)),
+                weight_decay=0.2 * decays,
+            )
+    for ours, reference in zip(jax.tree.leaves(params), theirs):
+        np.testing.assert_allclose(np.asarray(ours), reference, rtol=2e-5, atol=2e-6)

@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from cai_jax.core import mesh, optimizer, sharding, training
+
+
+@pytest.fixture(scope="module")
+def params():
+    rng = np.random.default_rng(0)
+    return {
+        "embedder": {"embedding": jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)},
+        "final_norm": {"scale": jnp.ones(4)},
+    }
+
+
+def test_gradients_are_applied_and_counted(params):
+    optimizer = optax.sgd(0.5, momentum=0.9)
+    state, _ = training.create_state(params, optimizer, mesh.make_mesh(mesh.default_config()))
+    assert int(state.step) == 0
+    gradients = jax.tree.map(jnp.ones_like, params)
+    for _ in range(2):
+        state = training.apply_gradients(state, gradients, optimizer)
+    assert int(state.step) == 2
+    # Momentum makes the second step 1.9 of the first: the optimizer's state is carried along.
+    for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(state.params)):
+        np.testing.assert_allclose(new, old - 0.5 * (1 + 1.9), rtol=1e-6)
+
+
+def test_moments_lie_where_their_parameters_lie(params):
+    made = optimizer.make_optimizer(optimizer.default_config(), 10)
+    device_mesh = mesh.make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 2}))
+    state, shardings = training.create_state(params, made, device_mesh)
+    spec = sharding.spec_for("embedder/embedding", (8, 4))
+    tables = [
+        (sharding.array_name(path), leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+        if leaf.shape == (8, 4)
+    ]
+    assert [name.split("/")[0] for name, _ in tables] == ["params", *["optimizer_state"] * 2]
+    for _, table in tables:
+        assert table.sharding.spec == spec
+        assert {shard.data.shape for shard in table.addressable_shards} == {(4, 2)}
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
+    assert not np.any(np.asarray(tables[1][1])) and not np.any(np.asarray(tables[2][1]))
+
+
+def test_the_same_updates_on_another_mesh_give_the_same_parameters(params):
+    made = optimizer.make_optimizer(optimizer.default_config(), 10)
+    gradients = jax.tree.map(
+        lambda leaf: jnp.sin(jnp.arange(leaf.size).reshape(leaf.shape)), params
+    )
+    results = []
+    for axes in ((1, 1, 1), (2, 2, 2)):
+        device_mesh = mesh.make_mesh(ConfigDict(dict(zip(mesh.AXES, axes))))
+        state, shardings = training.create_state(params, made, device_mesh)
+        step = jax.jit(
+            lambda state, gradients: training.apply_gradients(state, gradients, made),
+            out_shardings=shardings,
+        )
+        for _ in range(2):
+            state = step(state, gradients)
+        results.append(jax.device_get(state.params))
+    for one, eight in zip(*map(jax.tree.leaves, results)):
+        np.testing.assert_allclose(one, eight, rtol=1e-6)
