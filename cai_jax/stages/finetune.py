@@ -22,7 +22,6 @@ if typing.TYPE_CHECKING:
     import jax
 
     from cai_jax.data.examples import Example
-    from cai_jax.data.packing import Rows
     from cai_jax.models.config import ModelConfig
 
 RECORD_FILES = ("chains.jsonl", "demonstrations.jsonl", "documents.jsonl")
@@ -89,9 +88,9 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         in_shardings=(shardings, batch_sharding),
         out_shardings=(shardings, sharding.replicated(device_mesh)),
     )
-    trained = 0
+    records = tokens = 0
     pending: list[Any] = []  # metrics still on devices: read together, so that nothing waits
-    seen: list[list[int]] = []
+    seen: list[list[list[int]]] = []  # the rows of each
     loss = float("nan")
     with (
         MetricsWriter(folder) as writer,
@@ -101,25 +100,20 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
             batch = packing.fill(
                 examples, indices, config.rows, config.sequence_length, model.tokenizer.pad_id
             )
-            trained += int(np.count_nonzero(batch.segments))
+            records += sum(len(row) for row in indices)
+            tokens += int(np.count_nonzero(batch.segments))
             state, metrics = step(state, jax.device_put(batch, batch_sharding))
             pending.append(metrics)
-            seen += indices
+            seen.append(indices)
             if number % config.log_every == 0 or number == num_steps:
                 totals = summed(pending, number, seen, examples)
                 loss = totals["loss"]
-                writer.write(number, **totals, tokens=trained)
+                writer.write(number, **totals, tokens=tokens)
                 progress.advance(len(pending), f"loss {loss:.4f}")
                 pending, seen = [], []
     checkpoints.save_model(folder, LanguageModel(model.config, state.params, model.tokenizer))
-    return (
-        {"records": len(examples) * config.epochs, "tokens": trained}
-        | report
-        | {
-            "steps": num_steps,
-            "loss": loss,
-        }
-    )
+    counts = {"records": records, "tokens": tokens}
+    return counts | report | {"steps": num_steps, "loss": loss}
 
 
 def make_step(config: ModelConfig, optimizer: Any) -> Any:
@@ -140,8 +134,12 @@ def make_step(config: ModelConfig, optimizer: Any) -> Any:
     return step
 
 
-def mean_loss(params: Any, config: ModelConfig, batch: Rows) -> tuple[jax.Array, Any]:
-    """The token-weighted loss of a batch: sum of weighted losses / sum of weights, and both."""
+def mean_loss(params: Any, config: ModelConfig, batch: Any) -> tuple[jax.Array, Any]:
+    """The loss of a batch (`packing.Rows` on devices): sum of weighted losses / sum of weights.
+
+    Returns:
+        (the mean in nats, (the first sum, the second)).
+    """
     import jax.numpy as jnp
 
     from cai_jax.algorithms import losses
@@ -235,7 +233,7 @@ def batches(
 
 
 def summed(
-    pending: list[Any], number: int, seen: list[list[int]], examples: list[Example]
+    pending: list[Any], number: int, seen: list[list[list[int]]], examples: list[Example]
 ) -> dict[str, float]:
     """Metrics over several updates; stops where one of them is not finite."""
     import jax
@@ -243,9 +241,7 @@ def summed(
     fetched = jax.device_get(pending)
     for i, metrics in enumerate(fetched):
         if not all(np.isfinite(value) for value in metrics.values()):
-            rows_each = len(seen) // len(pending)
-            rows = seen[i * rows_each : (i + 1) * rows_each]
-            ids = [examples[index].record_id for row in rows for index in row]
+            ids = [examples[index].record_id for row in seen[i] for index in row]
             raise FloatingPointError(
                 f"update {number - len(pending) + i + 1}: loss {float(metrics['loss_sum'])}, "
                 f"gradient norm {float(metrics['gradient_norm'])}; lower the learning rate or look "
@@ -258,6 +254,23 @@ def summed(
     }
 
 
-def plan(config: ConfigDict, planned: dict[str, Any]) -> dict[str, int]:
-    """Counts for `--dry_run`: each chain with rounds gives one sequence a revision."""
-    raise NotImplementedError
+def plan(config: ConfigDict, planned: dict[str, Any]) -> dict[str, float]:
+    """Sequences, tokens (at most) and FLOPs of all epochs, from the planned counts of `data`.
+
+    A record is a sequence; a chain with rounds is one for each of `revisions`, and its own tokens,
+    which are those of all its rounds, bound each of them. `max_steps` bounds the whole.
+    """
+    data = planned["data"]
+    records = tokens = 0
+    for source in data if isinstance(data, list | tuple) else [data]:
+        there = source["records"]
+        sequences = there * (len(config.revisions) if source.get("revisions") else 1)
+        length = min(-(-source["tokens"] // max(there, 1)), config.sequence_length)
+        records += sequences * config.epochs
+        tokens += int(sequences * length) * config.epochs
+    most = config.max_steps * config.rows * config.sequence_length
+    if 0 < most < tokens:
+        records, tokens = round(records * most / tokens), most
+    # A forward pass takes 2 FLOPs a parameter and token, a backward pass twice as many.
+    parameters = planned["model"]["parameters"]
+    return {"records": records, "tokens": tokens, "flops": 6.0 * parameters * tokens}
