@@ -49,6 +49,10 @@ class TextTokenizer:
         """The ids of a text at the beginning of a sequence."""
         return self.prompt_start + self.encode(text)
 
+    def encode_prompts(self, texts: Iterable[str]) -> list[list[int]]:
+        """`encode_prompt` of many texts, on all cores."""
+        return [self.prompt_start + ids for ids in self.encode_batch(texts)]
+
     @property
     def prompt_start(self) -> list[int]:
         """What stands before the first token of a sequence: the BOS token, or nothing."""
