@@ -131,6 +131,14 @@ def save_model(step_folder: Path, model: LanguageModel) -> None:
     checkpoint.save(folder / PARAMS, params)
 
 
+def export_model(folder: Path, model: LanguageModel) -> None:
+    """Writes a model into an existing folder as `transformers` reads it, tokenizer included."""
+    from cai_jax.models import weights
+
+    weights.write_folder(folder, model.config, model.params, special_tokens(model.tokenizer))
+    model.tokenizer.save(folder)
+
+
 def special_tokens(tokenizer: Any) -> dict[str, int | None]:
     """The ids that `config.json` names."""
     return {name: getattr(tokenizer, f"{name}_id", None) for name in ("bos", "eos", "pad")}

@@ -1,4 +1,4 @@
-"""What the jobs that read a file and write a file have in common."""
+"""What the jobs have in common: flags, and files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import argparse
 import contextlib
 import json
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,6 +46,31 @@ def check_outputs(paths: Iterable[Path | None], overwrite: bool) -> None:
             raise InputError(f"{path}: expected a file to write, found a folder")
         if path.exists() and not overwrite:
             raise InputError(f"{path}: exists already; name another file, or give --overwrite")
+
+
+def check_output_folder(path: Path) -> None:
+    """Refuses, before any work, a folder to write that holds something or cannot be made."""
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: expected an existing folder, found no {path.parent}")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: expected a new or empty folder, found a file")
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(f"{path}: expected a new or empty folder, found files; name another")
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `path` at the end, or vanishes on an error."""
+    partial = path.absolute().with_name(path.absolute().name + ".partial")
+    if partial.exists():  # of a job that was killed
+        shutil.rmtree(partial)
+    partial.mkdir()
+    try:
+        yield partial
+        os.replace(partial, path)  # over an empty folder too
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def write_lines(path: Path, values: Iterable[Any]) -> None:

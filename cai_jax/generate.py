@@ -133,11 +133,10 @@ def _encode(value: str | list[dict[str, str]], tokenizer: Any, where: str) -> tu
     if isinstance(value, str):
         return value, tokenizer.encode_prompt(value)
     try:
-        text = tokenizer.chat_prompt(value)
+        # The template writes the beginning-of-text token itself where the model wants one.
+        return tokenizer.chat_prompt(value)
     except InputError as error:
         raise InputError(f"{where}: messages: {error}") from None
-    # The template writes the beginning-of-text token itself where the model wants one.
-    return text, tokenizer.encode(text)
 
 
 if __name__ == "__main__":

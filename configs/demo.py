@@ -35,7 +35,13 @@ def get_config() -> ConfigDict:
     constitution = config.get_ref("constitution")
 
     sampling = {"batch_size": 256}
-    chain = {"max_response_tokens": 40, "max_critique_tokens": 16, "max_revision_tokens": 44}
+    # The world's models read short contexts alone, and were pretrained on the very task.
+    chain = {
+        "num_few_shots": 0,
+        "max_response_tokens": 40,
+        "max_critique_tokens": 16,
+        "max_revision_tokens": 44,
+    }
     steps = config.steps = ConfigDict(sort_keys=False)
 
     # Supervised phase (paper section 3).

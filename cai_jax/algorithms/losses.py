@@ -30,6 +30,101 @@ def lm_cross_entropy(
     return _weighted_loss(hidden, unembed, targets, weights), jnp.sum(weights, dtype=jnp.float32)
 
 
+def token_logprobs(hidden: jax.Array, unembed: jax.Array, targets: jax.Array) -> jax.Array:
+    """Log-probabilities (nats) of given next tokens, without ever holding all logits.
+
+    They are made a chunk of T at a time, and once more in the backward pass.
+
+    Args:
+        hidden: [..., T, D] after the final norm.
+        unembed: [D, V].
+        targets: [..., T] ids.
+
+    Returns:
+        [..., T] float32.
+    """
+    chunks = _chunks(hidden, unembed, targets)
+
+    @jax.checkpoint
+    def of_chunk(chunk):
+        hidden, targets = chunk
+        return -_token_losses(hidden, unembed, targets)[1]
+
+    return _join(lax.map(of_chunk, chunks), -1).reshape(targets.shape)
+
+
+def preference_loss(margins: jax.Array, p_a: jax.Array) -> jax.Array:
+    """Cross-entropy of soft labels under the Bradley-Terry model (Bai et al. 2022a, section 2.3).
+
+    -(p log sigmoid(m) + (1 - p) log sigmoid(-m)): least, and the label's entropy, where
+    m = log(p / (1 - p)).
+
+    Args:
+        margins: [B] scores of response A less those of response B.
+        p_a: [B] in [0, 1], the probability that A is the better one.
+
+    Returns:
+        [B] float32, in nats.
+    """
+    margins = margins.astype(jnp.float32)
+    return -(p_a * jax.nn.log_sigmoid(margins) + (1 - p_a) * jax.nn.log_sigmoid(-margins))
+
+
+def ppo_policy_loss(
+    logprobs: jax.Array,
+    old_logprobs: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    clip_ratio: float,
+) -> tuple[jax.Array, jax.Array]:
+    """The clipped surrogate of PPO (Schulman et al. 2017, equation 7), negated.
+
+    Args:
+        logprobs: [B, T] of the sampled tokens, under the policy that is trained.
+        old_logprobs: [B, T] under the policy that sampled them.
+        advantages: [B, T].
+        mask: [B, T] True for the tokens of a response.
+        clip_ratio: how far the ratio of the two may leave 1 and still gain.
+
+    Returns:
+        (mean over tokens of -min(ratio x A, clipped ratio x A), the share of tokens whose clipped
+        term is the smaller one, and which so have no gradient), float32 scalars.
+    """
+    ratio = jnp.exp(jnp.where(mask, logprobs - old_logprobs, 0.0))
+    free = ratio * advantages
+    clipped = jnp.clip(ratio, 1.0 - clip_ratio, 1.0 + clip_ratio) * advantages
+    return -masked_mean(jnp.minimum(free, clipped), mask), masked_mean(clipped < free, mask)
+
+
+def ppo_value_loss(
+    values: jax.Array,
+    old_values: jax.Array,
+    returns: jax.Array,
+    mask: jax.Array,
+    value_clip: float,
+) -> jax.Array:
+    """Half the squared error of the values, with their move from the old ones clipped.
+
+    Args:
+        values: [B, T] under the parameters that are trained.
+        old_values: [B, T] under those that sampled.
+        returns: [B, T] the targets.
+        mask: [B, T] True for the tokens of a response.
+        value_clip: a value that has moved further towards its target has no gradient.
+
+    Returns:
+        The mean over tokens of max(error^2, clipped error^2) / 2, a float32 scalar.
+    """
+    clipped = old_values + jnp.clip(values - old_values, -value_clip, value_clip)
+    squares = jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+    return 0.5 * masked_mean(squares, mask)
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean of `x` where `mask` is True, whatever stands elsewhere; 0 if that is nowhere."""
+    return jnp.sum(jnp.where(mask, x, 0.0), dtype=jnp.float32) / jnp.maximum(jnp.sum(mask), 1)
+
+
 @jax.custom_vjp
 def _weighted_loss(hidden, unembed, targets, weights):
     def add_chunk(total, chunk):
@@ -96,12 +191,13 @@ def _hits(targets, vocab_size):
     return targets[..., None] == jnp.arange(vocab_size)
 
 
-def _chunks(hidden, unembed, targets, weights):
+def _chunks(hidden, unembed, targets, *more):
     """Cuts T into pieces, on a new leading axis; B stays whole, since devices split it."""
     length = targets.shape[-1]
     others = targets.size // length
     pieces = _pieces(length, max(1, CHUNK_LOGITS // (others * unembed.shape[1])))
-    return _cut(hidden, pieces, -2), _cut(targets, pieces, -1), _cut(weights, pieces, -1)
+    of_targets = (_cut(x, pieces, -1) for x in (targets, *more))
+    return _cut(hidden, pieces, -2), *of_targets
 
 
 def _pieces(length: int, wanted: int) -> int:

@@ -1,6 +1,8 @@
 """Reads prompts from the files that people have."""
 
+import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,21 @@ def read_prompts(path: Path, limit: int = 0) -> list[Prompt]:
         prompts[prompt.id] = prompt
     if not prompts:
         raise InputError(f"{path}: expected at least one prompt, found none")
+    return list(prompts.values())
+
+
+def read_all_prompts(paths: Path | Sequence[Path], limit: int = 0) -> list[Prompt]:
+    """`read_prompts` of one file or of several, at most `limit` of each.
+
+    An id that an earlier file has too gets "@" and the number of its file behind it: files of
+    HH-RLHF are all named alike, and ids must tell records apart.
+    """
+    prompts: dict[str, Prompt] = {}
+    for number, path in enumerate(paths if isinstance(paths, Sequence) else [paths]):
+        for prompt in read_prompts(path, limit):
+            while prompt.id in prompts:
+                prompt = dataclasses.replace(prompt, id=f"{prompt.id}@{number}")
+            prompts[prompt.id] = prompt
     return list(prompts.values())
 
 

@@ -1,6 +1,6 @@
 """Text to token ids and back, by the tokenizer of a Hugging Face folder."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ class TextTokenizer:
     """A fast Hugging Face tokenizer, without its conveniences.
 
     Nothing is added, stripped or cleaned: a text is tokenized as it stands, special tokens come
-    from the caller, and decoding shows every token. `encode_prompt` alone adds the
-    beginning-of-sequence token, once, for the families that are trained with it.
+    from the caller, and decoding shows every token. "</s>" in a text is four characters and ends
+    nothing. `encode_prompt` alone adds the beginning-of-sequence token, once, for the families that
+    are trained with it.
     """
 
     def __init__(self, tokenizer: Any, where: str):
@@ -26,6 +27,7 @@ class TextTokenizer:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_padding()
         self._backend.no_truncation()
+        self._backend.encode_special_tokens = True  # as the text they are written with
         self.vocab_size = len(tokenizer)
         self.eos_id: int = tokenizer.eos_token_id
         # Padding is masked everywhere, so that any id will do where there is none.
@@ -47,10 +49,42 @@ class TextTokenizer:
         """The ids of a text at the beginning of a sequence."""
         return self.prompt_start + self.encode(text)
 
+    def encode_prompts(self, texts: Iterable[str]) -> list[list[int]]:
+        """`encode_prompt` of many texts, on all cores."""
+        return [self.prompt_start + ids for ids in self.encode_batch(texts)]
+
     @property
     def prompt_start(self) -> list[int]:
         """What stands before the first token of a sequence: the BOS token, or nothing."""
         return [self.bos_id] if self.adds_bos and self.bos_id is not None else []
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
+        """Messages and the beginning of an answer by the folder's chat template: text and ids.
+
+        The template's control tokens are tokens; those in a message would be too, and are refused.
+
+        Raises:
+            InputError: no template, one that refuses the messages, or a control token in one.
+        """
+        if not self._tokenizer.chat_template:
+            raise InputError("the model's tokenizer has no chat template; give a prompt instead")
+        control = self._tokenizer.all_special_tokens
+        for number, message in enumerate(messages):
+            for name, value in message.items():
+                for token in control:
+                    if token in str(value):
+                        raise InputError(f"[{number}] {name}: contains the control token {token!r}")
+        try:
+            text = self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # whatever the template raises
+            raise InputError(f"the chat template refuses them: {error}") from None
+        self._backend.encode_special_tokens = False
+        try:
+            return text, self.encode(text)
+        finally:
+            self._backend.encode_special_tokens = True
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens included."""

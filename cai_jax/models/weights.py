@@ -5,6 +5,7 @@ one layer at a time into the stacked arrays, so reading needs little more than t
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,6 +107,8 @@ def write_folder(
         names = [SINGLE]
     for file_name, shard in zip(names, shards):
         save_file(shard, folder / file_name, metadata={"format": "pt"})
+        # safetensors makes files that only their owner can read.
+        shutil.copymode(folder / "config.json", folder / file_name)
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(a.nbytes for shard in shards for a in shard.values())},

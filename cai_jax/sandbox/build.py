@@ -271,13 +271,9 @@ def train(
 def export(step: Path, folder: Path, arguments: str) -> None:
     """Writes a step's model as a Hugging Face folder, with where it comes from beside it."""
     from cai_jax import checkpoints
-    from cai_jax.models import weights
 
-    model = checkpoints.load_model(step)
     folder.mkdir(parents=True, exist_ok=True)
-    tokens = checkpoints.special_tokens(model.tokenizer)
-    weights.write_folder(folder, model.config, model.params, tokens)
-    model.tokenizer.save(folder)
+    checkpoints.export_model(folder, checkpoints.load_model(step))
     provenance = {
         "made_by": f"python -m cai_jax.sandbox.build --out=DIR {arguments}",
         "seed": SEED,

@@ -1,9 +1,56 @@
-"""Lays out a constitution's few-shot examples under a principle (paper section 4.1)."""
+"""Few-shot examples: laid out under a principle (paper section 4.1), and fitted into a context."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from cai_jax.errors import InputError
 from cai_jax.text.constitution import ComparisonExample
-from cai_jax.text.dialogue import parse_dialogue
+from cai_jax.text.dialogue import CRITIQUE_REQUEST, REVISION_REQUEST, parse_dialogue
 from cai_jax.text.prompts import CHOICES, multiple_choice
+
+_CRITIQUE = re.compile(f"{CRITIQUE_REQUEST}.*?(?={REVISION_REQUEST})", re.DOTALL)
+
+LayOut = Callable[[Sequence[str]], str]
+"""A prompt's text from the few-shots that stand in front of it."""
+
+
+class Fitted(NamedTuple):
+    """The token ids of a prompt, and how many of its few-shots had to go."""
+
+    ids: list[int]
+    dropped: int
+
+
+def fit(
+    lay_outs: Sequence[LayOut],
+    few_shots: Sequence[Sequence[str]],
+    encode: Callable[[list[str]], Sequence[list[int]]],
+    room: int,
+) -> list[Fitted | None]:
+    """Encodes prompts, each with as many of its few-shots as there is room for.
+
+    Few-shots go from the front, so that those next to the question stay.
+
+    Args:
+        lay_outs: one a prompt.
+        few_shots: those of each prompt.
+        encode: texts to token ids.
+        room: the most tokens that a prompt may have.
+
+    Returns:
+        For each prompt its ids, or None where they are too many even without few-shots.
+    """
+    fitted: list[Fitted | None] = [None] * len(lay_outs)
+    waiting, dropped = list(range(len(lay_outs))), 0
+    while waiting:
+        encoded = encode([lay_outs[i](few_shots[i][dropped:]) for i in waiting])
+        for i, ids in zip(waiting, encoded):
+            if len(ids) <= room:
+                fitted[i] = Fitted(ids, dropped)
+        waiting = [i for i in waiting if fitted[i] is None and dropped < len(few_shots[i])]
+        dropped += 1
+    return fitted
 
 
 class _Turn:
@@ -31,3 +78,8 @@ def comparison_few_shot(example: ComparisonExample, comparison: str, better_is_f
 def reasoning_few_shot(text: str, comparison: str) -> str:
     """A chain-of-thought example with its one "{}" filled in."""
     return text.replace("{}", f"{comparison} Options:")
+
+
+def without_critiques(text: str) -> str:
+    """A critique few-shot for revisions that are asked for directly (paper section 3.5)."""
+    return _CRITIQUE.sub("", text)

@@ -53,6 +53,19 @@ def revision_prompt(
     )
 
 
+def direct_revision_prompt(
+    dialogue: Sequence[TurnLike],
+    response: str,
+    principle: Principle,
+    few_shots: Sequence[str] = (),
+) -> str:
+    """Asks for a revision without a critique before it (paper section 3.5)."""
+    return (
+        f"{''.join(few_shots)}{render(dialogue)} {response}"
+        f"{REVISION_REQUEST} {principle.revision_request}{REVISION}"
+    )
+
+
 def multiple_choice(dialogue: Sequence[TurnLike], comparison: str, first: str, second: str) -> str:
     """Asks which response is better under a principle's `comparison` (paper section 4.1).
 

@@ -1,0 +1,26 @@
+"""What sampling will take, by arithmetic: counts for the plans of steps."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+FLOPS_PER_TOKEN = 2.0  # of a forward pass, for each parameter
+
+
+def prompts_taken(planned: Any, limit: int) -> tuple[int, float]:
+    """How many prompts a step takes, and their tokens.
+
+    Args:
+        planned: {"records", "tokens"} of a file of prompts, or a list of them.
+        limit: at most so many of each file; 0: all.
+    """
+    records, tokens = 0, 0.0
+    for counts in planned if isinstance(planned, Sequence) else [planned]:
+        taken = min(counts["records"], limit) if limit else counts["records"]
+        records += taken
+        tokens += counts["tokens"] * taken / max(counts["records"], 1)
+    return records, tokens
+
+
+def forward_flops(model: Mapping[str, Any], tokens: float) -> float:
+    """FLOPs of a model ({"parameters"}) to read or write so many tokens."""
+    return FLOPS_PER_TOKEN * model.get("parameters", 0) * tokens

@@ -1,0 +1,344 @@
+"""Critiques and revisions (paper sections 3.1, 3.2, 3.5), and plain samples.
+
+A helpful-only model answers a prompt; then, round by round, it criticises its last answer under a
+principle drawn for that round, and revises it. Without rounds there are the answers alone: the
+helpful samples that SL-CAI learns besides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cai_jax.errors import InputError
+from cai_jax.generation import planning
+
+if typing.TYPE_CHECKING:
+    import jax
+    from jax.sharding import Mesh
+
+    from cai_jax.core.progress import Progress
+    from cai_jax.data.schema import Chain, Prompt
+    from cai_jax.models.language_model import LanguageModel
+    from cai_jax.text.constitution import Constitution, Principle
+    from cai_jax.text.few_shots import LayOut
+
+# What is drawn in a round, each with keys of its own; the response is the revision of round 0.
+PRINCIPLE, CRITIQUE, REVISION = range(3)
+
+# Records worked on at a time: their prompts lie in the host's memory together.
+BLOCK = 4096
+
+
+def default_config() -> ConfigDict:
+    """Every parameter of the step."""
+    config = ConfigDict()
+    config.num_rounds = 4  # critiques and revisions of each response; 0: the responses alone
+    config.critique = True  # False: revisions without critiques, as in figure 7 of the paper
+    config.principles = ()  # ids to draw from; (): all of the constitution's
+    config.num_few_shots = 2  # at most so many of the constitution's before critique and revision
+    config.temperature = 1.0
+    config.top_k = 0
+    config.top_p = 1.0
+    config.max_response_tokens = 256
+    config.max_critique_tokens = 256
+    config.max_revision_tokens = 256
+    config.limit = 0  # at most so many prompts of each file; 0: all
+    config.on_long = "refuse"  # prompts that the model's positions may not hold: "refuse" or "drop"
+    config.batch_size = 128
+    return config
+
+
+def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Writes chains.jsonl, and the constitution beside it.
+
+    Args:
+        config: as `default_config`, with `seed` and `mesh`.
+        inputs: `model`, `prompts` (a file or a list of them), and `constitution` where there are
+            rounds.
+        folder: the step's own, empty.
+
+    Returns:
+        Counts: records (chains), tokens (generated), revisions; too_long (prompts left out);
+        few_shots_dropped (of critique and revision prompts, for want of room);
+        truncated_responses, ... (ended by their maximum of tokens); empty_responses, ... (an empty
+        revision is replaced by the text that it should have revised).
+
+    Raises:
+        InputError: as `check`, and for inputs that cannot be read or do not fit.
+    """
+    from cai_jax import checkpoints
+    from cai_jax.core import artifact, keys, mesh
+    from cai_jax.core.progress import Progress
+    from cai_jax.data.readers import read_all_prompts
+    from cai_jax.data.schema import write_records
+
+    constitution = check(config, inputs)
+    prompts = read_all_prompts(inputs["prompts"], config.limit)
+    device_mesh = mesh.make_mesh(config.mesh)
+    model = checkpoints.load_model(inputs["model"], device_mesh)
+    fitting = prompts_that_fit(config, prompts, constitution, model)
+    counts = Counter(too_long=len(prompts) - len(fitting), few_shots_dropped=0, tokens=0)
+    total = len(fitting) * (1 + config.num_rounds * (2 if config.critique else 1))
+    chains: list[Chain] = []
+    with Progress(f"{folder.name} (critique_revise)", total, "texts") as progress:
+        key = keys.base_key(config.seed, folder.name)
+        job = Job(config, model, constitution, key, device_mesh, progress, counts)
+        for first in range(0, len(fitting), BLOCK):
+            chains += make_chains(job, fitting[first : first + BLOCK])
+    write_records(folder / "chains.jsonl", chains)
+    if constitution is not None:
+        artifact.write_json(folder / "constitution.json", dataclasses.asdict(constitution))
+    revisions = sum(len(chain.rounds) for chain in chains)
+    return {"records": len(chains), "revisions": revisions, **counts}
+
+
+def check(config: ConfigDict, inputs: Mapping[str, Any]) -> Constitution | None:
+    """Refuses what `run` would refuse of the config and the constitution; gives the latter.
+
+    Raises:
+        InputError: naming the parameter, what was expected and found.
+    """
+    from cai_jax import checkpoints
+    from cai_jax.text.constitution import load_constitution
+
+    if config.on_long not in ("refuse", "drop"):
+        raise InputError(f"on_long: expected 'refuse' or 'drop', found {config.on_long!r}")
+    for name in ("num_rounds", "num_few_shots", "limit"):
+        if config[name] < 0:
+            raise InputError(f"{name}: expected 0 or more, found {config[name]}")
+    for what in ("response", "critique", "revision"):
+        settings(config, what)
+    if config.num_rounds and "constitution" not in inputs:
+        raise InputError("inputs.constitution: needed for num_rounds > 0, found none")
+    if "constitution" not in inputs:
+        return None
+    constitution = load_constitution(checkpoints.resolve(inputs["constitution"]))
+    constitution.subset(config.principles)
+    return constitution
+
+
+def settings(config: ConfigDict, what: str) -> Any:
+    """How a "response", "critique" or "revision" is sampled."""
+    from cai_jax.generation.settings import SamplingSettings
+    from cai_jax.text.dialogue import STOPS
+
+    return SamplingSettings(
+        max_new_tokens=config[f"max_{what}_tokens"],
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        stop=STOPS,
+    )
+
+
+class Job(typing.NamedTuple):
+    """What everything that is sampled in the step has in common; `counts` are added to."""
+
+    config: ConfigDict
+    model: LanguageModel
+    constitution: Constitution | None
+    key: jax.Array
+    mesh: Mesh
+    progress: Progress
+    counts: Counter[str]
+
+
+def make_chains(job: Job, prompts: Sequence[Prompt]) -> list[Chain]:
+    """The chains of some prompts, in their order."""
+    from cai_jax.data.schema import Chain
+    from cai_jax.text.dialogue import render
+
+    def asked(prompt: Prompt) -> LayOut:
+        return lambda shots: render(prompt.dialogue)
+
+    ids = [prompt.id for prompt in prompts]
+    responses = ask(job, 0, "response", ids, [asked(prompt) for prompt in prompts], ())
+    chains = [
+        Chain(prompt.id, prompt.dialogue, response)
+        for prompt, response in zip(prompts, responses)
+        if response is not None
+    ]
+    for number in range(1, job.config.num_rounds + 1):
+        chains = revise(job, number, chains)
+    return chains
+
+
+def revise(job: Job, number: int, chains: Sequence[Chain]) -> list[Chain]:
+    """The chains with one more round, without those that no longer fit (counted too_long)."""
+    from cai_jax.data.schema import Round
+    from cai_jax.text import prompts
+    from cai_jax.text.few_shots import without_critiques
+
+    assert job.constitution is not None
+    few_shots = job.constitution.critique_few_shots[: job.config.num_few_shots]
+    drawn = draw_principles(job, number, chains)
+    critiques: list[str | None] = [""] * len(chains)
+    if job.config.critique:
+
+        def criticised(chain: Chain, principle: Principle) -> LayOut:
+            return lambda shots: prompts.critique_prompt(
+                chain.dialogue, last_text(chain), principle, shots
+            )
+
+        lay_outs = [criticised(*both) for both in zip(chains, drawn)]
+        ids = [chain.id for chain in chains]
+        critiques = ask(job, number, "critique", ids, lay_outs, few_shots)
+    else:
+        few_shots = tuple(without_critiques(text) for text in few_shots)
+
+    def revised(chain: Chain, principle: Principle, critique: str) -> LayOut:
+        text = last_text(chain)
+        if job.config.critique:
+            return lambda shots: prompts.revision_prompt(
+                chain.dialogue, text, critique, principle, shots
+            )
+        return lambda shots: prompts.direct_revision_prompt(chain.dialogue, text, principle, shots)
+
+    kept = [
+        (c, p, critique) for c, p, critique in zip(chains, drawn, critiques) if critique is not None
+    ]
+    lay_outs = [revised(*all_three) for all_three in kept]
+    ids = [chain.id for chain, _, _ in kept]
+    revisions = ask(job, number, "revision", ids, lay_outs, few_shots)
+    return [
+        dataclasses.replace(
+            chain,
+            rounds=(*chain.rounds, Round(principle.id, critique, revision or last_text(chain))),
+        )
+        for (chain, principle, critique), revision in zip(kept, revisions)
+        if revision is not None
+    ]
+
+
+def last_text(chain: Chain) -> str:
+    """What the next round criticises: the last revision, or the response."""
+    return chain.rounds[-1].revision if chain.rounds else chain.response
+
+
+def draw_principles(job: Job, number: int, chains: Sequence[Chain]) -> list[Principle]:
+    """A principle for each chain in this round, by the chain's id alone."""
+    import jax
+    import numpy as np
+
+    from cai_jax.generation.batching import record_keys
+
+    assert job.constitution is not None
+    choice = job.constitution.subset(job.config.principles).principles
+    key = jax.random.fold_in(job.key, 3 * number + PRINCIPLE)
+    rows = record_keys(key, [chain.id for chain in chains]).tolist()
+    return [choice[np.random.default_rng(row).integers(len(choice))] for row in rows]
+
+
+def ask(
+    job: Job,
+    number: int,
+    what: str,
+    ids: Sequence[str],
+    lay_outs: Sequence[LayOut],
+    few_shots: Sequence[str],
+) -> list[str | None]:
+    """Samples the "response", "critique" or "revision" of round `number`; None where none fits."""
+    import jax
+
+    from cai_jax.generation.generate import generate
+    from cai_jax.text.dialogue import cut_at_stop
+    from cai_jax.text.few_shots import fit
+
+    config, model = job.config, job.model
+    sampling = settings(config, what)
+    room = model.config.max_positions - sampling.max_new_tokens
+    fitted = fit(lay_outs, [few_shots] * len(lay_outs), model.tokenizer.encode_prompts, room)
+    there = {i: prompt for i, prompt in enumerate(fitted) if prompt is not None}
+    completions = generate(
+        model,
+        [prompt.ids for prompt in there.values()],
+        sampling,
+        (
+            jax.random.fold_in(
+                job.key, 3 * number + (CRITIQUE if what == "critique" else REVISION)
+            ),
+            [ids[i] for i in there],
+        ),
+        batch_size=config.batch_size,
+        names=[f"prompt {ids[i]}" for i in there],
+        mesh=job.mesh,
+        progress=job.progress,
+    )
+    texts: list[str | None] = [None] * len(lay_outs)
+    for i, completion in zip(there, completions):
+        texts[i] = cut_at_stop(completion.text)
+    job.counts["tokens"] += sum(len(completion.token_ids) for completion in completions)
+    job.counts["too_long"] += len(lay_outs) - len(there)
+    job.counts["few_shots_dropped"] += sum(prompt.dropped for prompt in there.values())
+    cut = sum(completion.finish_reason == "length" for completion in completions)
+    job.counts[f"truncated_{what}s"] += cut
+    job.counts[f"empty_{what}s"] += texts.count("")
+    return texts
+
+
+def prompts_that_fit(
+    config: ConfigDict,
+    prompts: Sequence[Prompt],
+    constitution: Constitution | None,
+    model: LanguageModel,
+) -> list[Prompt]:
+    """The prompts whose chains fit into the model's positions, whatever it writes (no few-shots).
+
+    Raises:
+        InputError: on_long is "refuse" and some do not fit; or none does.
+    """
+    from cai_jax.text import prompts as templates
+    from cai_jax.text.dialogue import render
+
+    encode = model.tokenizer.encode_prompts
+    extra = config.max_response_tokens
+    if config.num_rounds:
+        assert constitution is not None
+        principles = constitution.subset(config.principles).principles
+        if config.critique:
+            frames = [templates.revision_prompt([], "", "", p) for p in principles]
+            extra = config.max_critique_tokens
+        else:
+            frames = [templates.direct_revision_prompt([], "", p) for p in principles]
+            extra = 0
+        extra += max(map(len, encode(frames))) + config.max_revision_tokens
+        extra += max(config.max_response_tokens, config.max_revision_tokens)
+    lengths = [len(ids) + extra for ids in encode([render(p.dialogue) for p in prompts])]
+    positions = model.config.max_positions
+    fitting = [prompt for prompt, length in zip(prompts, lengths) if length <= positions]
+    if (long := len(prompts) - len(fitting)) and (config.on_long == "refuse" or not fitting):
+        first = next(p.id for p, length in zip(prompts, lengths) if length > positions)
+        remedy = "shorten them" if config.on_long == "drop" else "on_long='drop' leaves them out"
+        raise InputError(
+            f"prompts: expected room for each in the model's {positions} positions, found {long} "
+            f"of {len(prompts)} ({first!r} is the first) that may need up to {max(lengths)}; lower "
+            f"max_response_tokens, max_critique_tokens or max_revision_tokens, or {remedy}"
+        )
+    return fitting
+
+
+def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, Any]:
+    """Chains, tokens (generated, at most), revisions and FLOPs; few-shots are not counted in."""
+    records, prompt_tokens = planning.prompts_taken(planned["prompts"], config.limit)
+    critique = config.max_critique_tokens if config.critique else 0
+    written = config.max_response_tokens
+    read = prompt_tokens
+    for _ in range(config.num_rounds):
+        # The critique reads the dialogue and the answer; the revision reads the critique besides.
+        asked = 2 if config.critique else 1
+        read += asked * (prompt_tokens + records * config.max_revision_tokens) + records * critique
+        written += critique + config.max_revision_tokens
+    return {
+        "records": records,
+        "tokens": records * written,
+        "flops": planning.forward_flops(planned["model"], read + records * written),
+        "revisions": records * config.num_rounds,
+        "prompt_tokens": round(prompt_tokens),
+    }

@@ -1,0 +1,166 @@
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax.test_util import check_grads
+
+from cai_jax.algorithms import losses
+from cai_jax.algorithms.labels import label_entropy
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+BATCH, LENGTH, WIDTH, VOCABULARY = 3, 6, 4, 11
+
+
+def language_batch(seed=0):
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(BATCH, LENGTH, WIDTH)).astype(np.float32)
+    unembed = rng.normal(size=(WIDTH, VOCABULARY)).astype(np.float32)
+    targets = rng.integers(0, VOCABULARY, (BATCH, LENGTH))
+    weights = rng.choice([0.0, 1.0, 0.25], (BATCH, LENGTH)).astype(np.float32)
+    return hidden, unembed, targets, weights
+
+
+def torch_losses(hidden, unembed, targets):
+    logits = hidden @ unembed
+    flat = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, VOCABULARY), torch.tensor(targets).reshape(-1), reduction="none"
+    )
+    return flat.reshape(BATCH, LENGTH)
+
+
+@pytest.fixture(params=[2**20, 2 * BATCH * VOCABULARY], ids=["whole", "chunks of 2"])
+def chunked(request, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", request.param)
+
+
+def test_language_loss_and_gradients_are_those_of_torch(chunked):
+    hidden, unembed, targets, weights = language_batch()
+    h, u = torch.tensor(hidden, requires_grad=True), torch.tensor(unembed, requires_grad=True)
+    expected = (torch_losses(h, u, targets) * torch.tensor(weights)).sum()
+    expected.backward()
+
+    (total, weight), gradients = jax.value_and_grad(
+        losses.lm_cross_entropy, argnums=(0, 1), has_aux=True
+    )(hidden, unembed, targets, weights)
+    assert float(total) == pytest.approx(expected.item(), abs=1e-4)
+    assert float(weight) == weights.sum()
+    np.testing.assert_allclose(gradients[0], h.grad, atol=1e-5)
+    np.testing.assert_allclose(gradients[1], u.grad, atol=1e-5)
+
+
+def test_token_logprobs_and_gradients_are_those_of_torch(chunked):
+    hidden, unembed, targets, slopes = language_batch(1)
+    h, u = torch.tensor(hidden, requires_grad=True), torch.tensor(unembed, requires_grad=True)
+    expected = -torch_losses(h, u, targets)
+    (expected * torch.tensor(slopes)).sum().backward()
+
+    found, pullback = jax.vjp(lambda h, u: losses.token_logprobs(h, u, targets), hidden, unembed)
+    np.testing.assert_allclose(found, expected.detach(), atol=1e-5)
+    for gradient, of_torch in zip(pullback(jnp.array(slopes)), (h.grad, u.grad)):
+        np.testing.assert_allclose(gradient, of_torch, atol=1e-5)
+
+
+def test_preference_loss_of_hard_and_soft_labels():
+    # sigmoid(log 3) = 3/4.
+    margins = jnp.log(jnp.array([3.0, 3.0, 3.0, 1.0]))
+    found = losses.preference_loss(margins, jnp.array([1.0, 0.0, 0.6, 0.9]))
+    right, wrong = -np.log(0.75), -np.log(0.25)
+    expected = [right, wrong, 0.6 * right + 0.4 * wrong, np.log(2)]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_preference_loss_is_torchs_and_does_not_overflow():
+    rng = np.random.default_rng(0)
+    margins = np.append(rng.normal(size=8) * 3, [300.0, -300.0]).astype(np.float32)
+    labels = np.append(rng.uniform(size=8), [0.25, 0.25]).astype(np.float32)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.tensor(margins), torch.tensor(labels), reduction="none"
+    )
+    np.testing.assert_allclose(losses.preference_loss(margins, labels), expected, rtol=1e-5)
+    check_grads(lambda m: losses.preference_loss(m, labels[:8]), (margins[:8],), 1, ["rev"])
+
+
+def test_preference_loss_is_least_at_the_label_and_the_labels_entropy_there():
+    labels = jnp.array([0.5, 0.6, 0.786, 0.99])
+    best = jnp.log(labels / (1 - labels))
+    np.testing.assert_allclose(
+        losses.preference_loss(best, labels), label_entropy(labels), atol=1e-6
+    )
+    slopes = jax.grad(lambda m: losses.preference_loss(m, labels).sum())(best)
+    np.testing.assert_allclose(slopes, 0, atol=1e-6)
+
+
+def test_exchanging_the_responses_and_the_label_gives_the_same_loss():
+    margins, labels = jnp.array([0.3, -2.0, 5.0]), jnp.array([0.2, 0.9, 0.5])
+    one = losses.preference_loss(margins, labels)
+    other = losses.preference_loss(-margins, 1 - labels)
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def policy_loss(ratios, advantages, mask=None):
+    ratios, advantages = np.array([ratios]), np.array([advantages])
+    mask = np.ones(ratios.shape, bool) if mask is None else np.array([mask])
+    old = np.full(ratios.shape, -1.5)
+    return losses.ppo_policy_loss(old + np.log(ratios), old, advantages, mask, 0.2)
+
+
+def test_policy_loss_by_hand():
+    # Terms: min(1.5 x 2, 1.2 x 2), min(0.5 x 2, 0.8 x 2), min(-1.5, -1.2), min(-0.5, -0.8).
+    loss, clipped = policy_loss([1.5, 0.5, 1.5, 0.5], [2.0, 2.0, -1.0, -1.0])
+    assert float(loss) == pytest.approx(-(2.4 + 1.0 - 1.5 - 0.8) / 4, abs=1e-6)
+    assert float(clipped) == 0.5
+    # A clipped term has no slope, so of these four only the second and third teach anything.
+    advantages, old, mask = jnp.array([[2.0, 2, -1, -1]]), jnp.zeros((1, 4)), jnp.ones((1, 4), bool)
+    slope = jax.grad(lambda x: losses.ppo_policy_loss(x, old, advantages, mask, 0.2)[0])(
+        jnp.log(jnp.array([[1.5, 0.5, 1.5, 0.5]]))
+    )
+    np.testing.assert_allclose(slope, [[0, -0.25, 0.375, 0]], atol=1e-6)
+
+
+def test_value_loss_by_hand():
+    values, old = jnp.array([[1.0, 0.1, -1.0]]), jnp.zeros((1, 3))
+    returns, mask = jnp.array([[2.0, 1.0, 0.0]]), jnp.ones((1, 3), bool)
+    # max(1, 1.8^2), max(0.9^2, 0.9^2), max(1, 0.2^2)
+    found = losses.ppo_value_loss(values, old, returns, mask, 0.2)
+    assert float(found) == pytest.approx((3.24 + 0.81 + 1.0) / 6, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["k1", "k3_whitened_rewards"])
+def test_losses_of_a_ppo_step_of_trl(name):
+    trl = np.load(FIXTURES / f"ppo_trl_1.12_{name}.npz")
+    rows = trl["e1_micro_batch_inds"]
+    mask, mask_p1 = ~trl["padding_mask"][rows], ~trl["padding_mask_p1"][rows]
+    policy, _ = losses.ppo_policy_loss(
+        trl["e1_new_logprobs"], trl["logprobs"][rows], trl["adv_whitened"][rows], mask, 0.2
+    )
+    value = losses.ppo_value_loss(
+        trl["e1_vpred"], trl["values"][rows], trl["returns"][rows], mask_p1, 0.2
+    )
+    assert float(policy) == pytest.approx(float(trl["e1_pg_loss"]), abs=1e-5)
+    assert float(value) == pytest.approx(float(trl["e1_vf_loss"]), abs=1e-5)
+
+
+def test_what_stands_in_padding_changes_no_loss_and_no_gradient():
+    rng = np.random.default_rng(0)
+    mask = np.arange(5) < np.array([[5], [2]])
+    arrays = rng.normal(size=(5, 2, 5)).astype(np.float32)
+
+    def both(arrays):
+        logprobs, old, advantages, values, returns = arrays
+        policy, _ = losses.ppo_policy_loss(logprobs, old, advantages, mask, 0.2)
+        return policy + losses.ppo_value_loss(values, old, returns, mask, 0.2)
+
+    loss, gradient = jax.value_and_grad(both)(arrays)
+    disturbed, its_gradient = jax.value_and_grad(both)(np.where(mask, arrays, 1e4 * arrays))
+    assert float(loss) == float(disturbed)
+    np.testing.assert_array_equal(gradient, its_gradient)
+    assert not np.asarray(gradient)[:, ~mask].any() and np.asarray(gradient)[3][mask].any()
+
+
+def test_masked_mean():
+    x, mask = jnp.array([1.0, 2.0, jnp.nan]), jnp.array([True, True, False])
+    assert float(losses.masked_mean(x, mask)) == 1.5
+    assert float(losses.masked_mean(x, jnp.zeros(3, bool))) == 0.0
