@@ -61,7 +61,7 @@ def fit(examples: Sequence[Example], length: int, on_long: str) -> Fitted:
 
 
 def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Assigns examples to rows by first fit, in the order given.
+    """Assigns examples to rows by first fit among the open ones, in the order given.
 
     Args:
         lengths: of the examples, each at most `row_length`.
@@ -90,15 +90,14 @@ def fill(
     rows: Sequence[Sequence[int]],
     num_rows: int,
     length: int,
-    pad_id: int,
 ) -> Rows:
     """Writes the examples of `rows` into arrays of R = `num_rows` rows of T = `length`.
 
-    Rows that are not there are padding: they have no weight in the loss.
+    Rows that are not there are padding: they have no weight in the loss. Padding is token 0, which
+    every model has; a padding token that was added to a tokenizer alone would be outside of it.
     """
     shape = (num_rows, length)
-    tokens, targets = (np.full(shape, pad_id, np.int32) for _ in range(2))
-    segments, positions = (np.zeros(shape, np.int32) for _ in range(2))
+    tokens, targets, segments, positions = (np.zeros(shape, np.int32) for _ in range(4))
     weights = np.zeros(shape, np.float32)
     counting = np.arange(length, dtype=np.int32)
     for r, indices in enumerate(rows):

@@ -97,9 +97,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         Progress(f"{folder.name} (finetune)", num_steps, "updates") as progress,
     ):
         for number, indices in enumerate(batches(rows, config, num_steps, rng), start=1):
-            batch = packing.fill(
-                examples, indices, config.rows, config.sequence_length, model.tokenizer.pad_id
-            )
+            batch = packing.fill(examples, indices, config.rows, config.sequence_length)
             records += sum(len(row) for row in indices)
             tokens += int(np.count_nonzero(batch.segments))
             state, metrics = step(state, jax.device_put(batch, batch_sharding))
