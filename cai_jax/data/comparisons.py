@@ -1,0 +1,106 @@
+"""Comparisons as pairs of token sequences, for the preference model."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cai_jax.data.examples import Render
+from cai_jax.data.packing import ON_LONG
+from cai_jax.data.schema import Comparison
+from cai_jax.data.tokenization import TextTokenizer
+from cai_jax.errors import InputError
+
+
+class TokenPair(NamedTuple):
+    """A comparison as two sequences, each ending in the token where its score is read."""
+
+    record_id: str
+    a: list[int]
+    b: list[int]
+    p_a: float
+
+
+class FittedPairs(NamedTuple):
+    """Pairs that fit, and what was done to those that did not."""
+
+    pairs: list[TokenPair]
+    truncated: int  # pairs whose dialogue lost its beginning
+    dropped: int  # pairs left out
+
+
+class PairBatch(NamedTuple):
+    """B pairs; side 0 is response A, and texts are padded on the left."""
+
+    tokens: np.ndarray  # int32 [B, 2, T]
+    mask: np.ndarray  # int32 [B, 2, T]: 1 for a token
+    p_a: np.ndarray  # float32 [B]
+    weights: np.ndarray  # float32 [B]: 0 for a pair that only fills the batch
+
+
+def fit_pairs(
+    records: Sequence[Comparison],
+    tokenizer: TextTokenizer,
+    render: Render,
+    length: int,
+    on_long: str,
+) -> FittedPairs:
+    """Tokenizes comparisons, and treats those of more than `length` tokens as `on_long` says.
+
+    A text is the dialogue, the response and an end token, where the score is read (Bai et al.
+    2022a, A.2). Dialogue and response are tokenized one by one, as in sampling. Both texts of a
+    truncated pair keep the same end of the dialogue; a pair with a response that does not fit even
+    then is dropped.
+
+    Args:
+        records: the comparisons.
+        tokenizer: of the model.
+        render: the prompt text of a dialogue.
+        length: tokens that a text may have.
+        on_long: "truncate" (the beginning of the dialogue), "drop" or "refuse".
+
+    Raises:
+        InputError: `on_long` is "refuse" and there is such a pair, or it is no known word; a label
+            is no probability.
+    """
+    if on_long not in ON_LONG:
+        raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {on_long!r}")
+    dialogues = tokenizer.encode_batch([render(record.dialogue) for record in records])
+    responses_a = tokenizer.encode_batch([f" {record.response_a}" for record in records])
+    responses_b = tokenizer.encode_batch([f" {record.response_b}" for record in records])
+    start, end = tokenizer.prompt_start, [tokenizer.eos_id]
+    room = length - len(start) - len(end)
+    pairs, truncated, dropped = [], 0, 0
+    for record, dialogue, a, b in zip(records, dialogues, responses_a, responses_b):
+        if not 0 <= record.p_a <= 1:
+            raise InputError(
+                f"record {record.id}: p_a: expected a probability in 0..1, found {record.p_a}"
+            )
+        excess = max(len(dialogue) + max(len(a), len(b)) - room, 0)
+        if excess and on_long == "refuse":
+            raise InputError(
+                f"record {record.id}: expected at most {length} tokens, found {length + excess}; "
+                "raise sequence_length, or set on_long to truncate or drop"
+            )
+        if excess and (on_long == "drop" or excess >= len(dialogue)):
+            dropped += 1
+            continue
+        truncated += excess > 0
+        prompt = start + dialogue[excess:]
+        pairs.append(TokenPair(record.id, prompt + a + end, prompt + b + end, record.p_a))
+    return FittedPairs(pairs, truncated, dropped)
+
+
+def fill_pairs(pairs: Sequence[TokenPair], num_pairs: int, length: int) -> PairBatch:
+    """Writes pairs into arrays of B = `num_pairs` and T = `length`; the rest weighs nothing.
+
+    Padding is token 0, which every model has (see `packing.fill`).
+    """
+    tokens, mask = (np.zeros((num_pairs, 2, length), np.int32) for _ in range(2))
+    p_a, weights = (np.zeros(num_pairs, np.float32) for _ in range(2))
+    for row, pair in enumerate(pairs):
+        for side, text in enumerate((pair.a, pair.b)):
+            tokens[row, side, length - len(text) :] = text
+            mask[row, side, length - len(text) :] = 1
+        p_a[row], weights[row] = pair.p_a, 1
+    return PairBatch(tokens, mask, p_a, weights)

@@ -1,0 +1,229 @@
+import json
+import math
+import random
+
+import jax
+import numpy as np
+import pytest
+from world_models import WORDS, human, one_device, write_model
+
+from cai_jax import checkpoints
+from cai_jax.core import artifact
+from cai_jax.core.metrics import read_metrics
+from cai_jax.data.comparisons import TokenPair, fill_pairs, fit_pairs
+from cai_jax.data.schema import Comparison, write_records
+from cai_jax.data.tokenization import load_tokenizer
+from cai_jax.errors import InputError
+from cai_jax.generation.preference import preference_scores
+from cai_jax.stages import preference
+from cai_jax.text.dialogue import render
+
+SURE = 0.95  # the labels of the rule below
+
+
+def draw_comparisons(count, seed):
+    """A rule to learn: the better response is the one that has the word "library" in it."""
+    rng = random.Random(seed)
+    comparisons = []
+    for number in range(count):
+        dialogue = human(f"tell me how to {rng.choice(WORDS[1:])} the {rng.choice(WORDS[1:])}.")
+        better, worse = (
+            [rng.choice(WORDS[1:]) for _ in range(rng.randrange(2, 5))] for _ in range(2)
+        )
+        better[rng.randrange(len(better))] = WORDS[0]
+        sides, label = [" ".join(better), " ".join(worse)], SURE
+        if number % 2:
+            sides, label = sides[::-1], 1 - SURE
+        comparisons.append(Comparison(f"{seed}-{number}", dialogue, *sides, label, "human"))
+    return comparisons
+
+
+def run(folder, inputs, **changes):
+    folder.mkdir()
+    config = one_device(preference.default_config(), **changes)
+    return preference.run(config, inputs, folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def trained(model, tmp_path_factory):
+    """A preference model trained on the rule, from two sources; and what it was trained on."""
+    folder = tmp_path_factory.mktemp("trained")
+    feedback = folder / "feedback"
+    feedback.mkdir()
+    write_records(feedback / "comparisons.jsonl", draw_comparisons(200, seed=1))
+    write_records(folder / "human.jsonl", draw_comparisons(56, seed=2))
+    held_out = draw_comparisons(60, seed=3)
+    write_records(folder / "held_out.jsonl", held_out)
+    inputs = {
+        "model": model,
+        "comparisons": [feedback, folder / "human.jsonl"],
+        "held_out": [folder / "held_out.jsonl"],
+    }
+    changes = {"epochs": 6, "pairs": 16, "learning_rate": 2e-2}
+    counts = run(folder / "pm", inputs, **changes)
+    artifact.write_manifest(folder / "pm", {"kind": "preference", **counts})
+    return folder, inputs, changes, counts, held_out
+
+
+def evaluation_of(folder):
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_learns_a_rule(trained):
+    folder, _, _, counts, _ = trained
+    found = evaluation_of(folder / "pm")
+    assert counts["held_out_accuracy"] == found["held_out_accuracy"] >= 0.95
+    assert counts["training_accuracy"] == found["training_accuracy"] >= 0.95
+    assert (found["training_n"], found["held_out_n"]) == (256, 60)
+    entropy = -SURE * math.log(SURE) - (1 - SURE) * math.log(1 - SURE)
+    assert found["held_out_label_entropy"] == pytest.approx(entropy, abs=1e-5)
+    assert entropy < found["held_out_log_loss"] < entropy + 0.15
+    assert (counts["records"], counts["steps"]) == (256 * 6, 96)
+    lines = read_metrics(folder / "pm")
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60, 70, 80, 90, 96]
+    assert lines[0]["loss"] > lines[-1]["loss"] and lines[-1]["tokens"] == counts["tokens"]
+    assert lines[0]["entropy"] == pytest.approx(entropy, abs=1e-5)
+
+
+def test_the_saved_model_scores_as_it_was_measured(trained):
+    folder, _, _, _, held_out = trained
+    model = checkpoints.load_model(folder / "pm")
+
+    def text(comparison, response):
+        joined = f"{render(comparison.dialogue)} {response}"
+        return [*model.tokenizer.encode_prompt(joined), model.tokenizer.eos_id]
+
+    sides = [[text(c, c.response_a) for c in held_out], [text(c, c.response_b) for c in held_out]]
+    margins = np.subtract(*(preference_scores(model, texts).astype(np.float64) for texts in sides))
+    p = np.array([c.p_a for c in held_out])
+    losses = p * np.log1p(np.exp(-margins)) + (1 - p) * np.log1p(np.exp(margins))
+    found = evaluation_of(folder / "pm")
+    assert found["held_out_log_loss"] == pytest.approx(losses.mean(), abs=1e-5)
+    assert found["held_out_accuracy"] == np.mean((margins > 0) == (p > 0.5))
+
+
+def test_same_seed_same_artifact_whatever_the_order_of_the_held_out(trained, tmp_path):
+    folder, inputs, changes, counts, held_out = trained
+    write_records(tmp_path / "held_out.jsonl", held_out[::-1])
+    again = run(tmp_path / "pm", {**inputs, "held_out": tmp_path / "held_out.jsonl"}, **changes)
+    assert again == counts
+    metrics = [(of / "pm" / "metrics.jsonl").read_bytes() for of in (folder, tmp_path)]
+    assert metrics[0] == metrics[1]
+    first, second = (evaluation_of(of / "pm") for of in (folder, tmp_path))
+    assert first == pytest.approx(second, abs=1e-6)
+
+
+def test_begins_at_log_2_and_mixes_labels_of_a_half(model, tmp_path):
+    undecided = [
+        Comparison(c.id, c.dialogue, c.response_a, c.response_b, 0.5, "feedback")
+        for c in draw_comparisons(4, seed=4)
+    ]
+    write_records(tmp_path / "undecided.jsonl", undecided)
+    inputs = {"model": model, "comparisons": tmp_path / "undecided.jsonl"}
+    run(tmp_path / "pm", inputs, pairs=4, log_every=1)
+    (line,) = read_metrics(tmp_path / "pm")
+    assert line["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert line["entropy"] == pytest.approx(math.log(2), abs=1e-6)
+    assert line["accuracy"] is None
+    assert evaluation_of(tmp_path / "pm")["training_accuracy"] is None
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("random") / "pm"
+    return checkpoints.load_model(write_model(folder, seed=5, preference_model=True))
+
+
+def test_loss_is_that_of_the_scores_and_of_exchanged_sides(random_model):
+    pairs = [TokenPair("0", [5, 6, 2], [7, 2], 0.8), TokenPair("1", [9, 2], [4, 8, 3, 2], 0.3)]
+    exchanged = [TokenPair(i, b, a, 1 - p) for i, a, b, p in pairs]
+    measure = jax.jit(
+        lambda batch: preference.loss_and_sums(random_model.params, random_model.config, batch)
+    )
+    # Two pairs of three: the rest of the batch weighs nothing.
+    loss, sums = measure(fill_pairs(pairs, 3, 5))
+    scores = preference_scores(random_model, [text for pair in pairs for text in pair[1:3]])
+    margins = scores[[0, 2]] - scores[[1, 3]]
+    expected = [0.8, 0.3] * np.log1p(np.exp(-margins)) + [0.2, 0.7] * np.log1p(np.exp(margins))
+    assert abs(margins).min() > 0.01
+    assert float(loss) == pytest.approx(expected.mean(), abs=1e-5)
+    assert float(sums["weight"]) == float(sums["decided"]) == 2
+    assert float(sums["right"]) == np.sum((margins > 0) == [True, False])
+    other, other_sums = measure(fill_pairs(exchanged, 3, 5))
+    assert float(other) == pytest.approx(float(loss), abs=1e-6)
+    assert float(other_sums["right"]) == float(sums["right"])
+
+
+def test_long_pairs_are_cut_dropped_or_refused_and_counted(model):
+    tokenizer = load_tokenizer(model)
+    dialogue = human("tell me the office.", "library", "the bike?")
+    whole = tokenizer.encode(render(dialogue))
+    fits = Comparison("fits", human("bike"), "the bike", "bike", 1.0, "human")
+    long = Comparison("long", dialogue, "library", "the office the", 0.0, "human")
+    hopeless = Comparison("hopeless", human("bike"), "the bike " * 9, "bike", 1.0, "human")
+    records = [fits, long, hopeless]
+
+    def fitted(on_long, records=records):
+        return fit_pairs(records, tokenizer, render, 12, on_long)
+
+    pairs, truncated, dropped = fitted("truncate")
+    assert ([pair.record_id for pair in pairs], truncated, dropped) == (["fits", "long"], 1, 1)
+    # Three tokens of the longer response and the end leave eight of the dialogue, in both texts.
+    assert pairs[1].a == [*whole[-8:], *tokenizer.encode(" library"), tokenizer.eos_id]
+    assert pairs[1].b == [*whole[-8:], *tokenizer.encode(" the office the"), tokenizer.eos_id]
+    pairs, truncated, dropped = fitted("drop")
+    assert ([pair.record_id for pair in pairs], truncated, dropped) == (["fits"], 0, 2)
+    message = f"record long: expected at most 12 tokens, found {len(whole) + 4}"
+    with pytest.raises(InputError, match=message):
+        fitted("refuse")
+    with pytest.raises(InputError, match="on_long: expected one of truncate, drop, refuse"):
+        fitted("cut")
+
+
+def test_control_tokens_in_texts_are_text(model):
+    tokenizer = load_tokenizer(model)
+    record = Comparison("0", human("bike"), "bike </s>", "bike", 1.0, "human")
+    pairs, _, _ = fit_pairs([record], tokenizer, render, 32, "refuse")
+    assert pairs[0].a.count(tokenizer.eos_id) == 1 and pairs[0].a[-1] == tokenizer.eos_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "records", "message"),
+    [
+        ({"pairs": 3, "mesh": {"data": 2, "fsdp": 1, "tensor": 1}}, 1, "pairs: expected a multip"),
+        ({"epochs": 0}, 1, "epochs: expected at least 1, found 0"),
+        ({"sequence_length": 4}, 1, r"expected pairs that fit, found none \(1 are longer than 4"),
+        ({}, 0, "comparisons: expected pairs that fit, found none"),
+    ],
+)
+def test_bad_input_is_refused(model, tmp_path, changes, records, message):
+    write_records(tmp_path / "pairs.jsonl", draw_comparisons(records, seed=0))
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "pm", {"model": model, "comparisons": tmp_path / "pairs.jsonl"}, **changes)
+    assert not list((tmp_path / "pm").iterdir())
+
+
+def test_a_label_that_is_no_probability_is_refused(model):
+    record = Comparison("7", human("bike"), "bike", "the bike", 1.5, "human")
+    with pytest.raises(InputError, match="record 7: p_a: expected a probability in 0..1, found 1"):
+        fit_pairs([record], load_tokenizer(model), render, 32, "truncate")
+
+
+def test_plan():
+    config = one_device(preference.default_config(), epochs=2, pairs=100, sequence_length=10)
+    planned = {
+        "model": {"parameters": 7},
+        "comparisons": [{"records": 100, "tokens": 1}, {"records": 50, "tokens": 1}],
+        "held_out": {"records": 20, "tokens": 1},
+    }
+    assert preference.plan(config, planned) == {
+        "records": 300,
+        "tokens": 300 * 2 * 10,
+        "flops": 2 * 7 * (3 * 6000 + 170 * 20),
+        "updates": 3,
+    }
