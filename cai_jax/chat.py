@@ -40,7 +40,9 @@ def parser() -> command_line.Parser:
     )
     flags.add_argument("--temperature", type=float, default=1.0, help="0: the most probable token")
     flags.add_argument("--max_new_tokens", type=int, default=128, help="of one answer")
-    flags.add_argument("--seed", type=int, default=0, help="other seeds, other answers")
+    flags.add_argument(
+        "--seed", type=command_line.seed, default=0, help="other seeds, other answers"
+    )
     return flags
 
 

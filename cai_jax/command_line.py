@@ -35,6 +35,14 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace --out and --stats")
 
 
+def seed(text: str) -> int:
+    """The type of --seed: a random key takes 32 bits, and larger numbers would repeat others."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"expected 0 to {2**32 - 1}, found {number}")
+    return number
+
+
 def check_outputs(paths: Iterable[Path | None], overwrite: bool) -> None:
     """Refuses, before any work, output files that exist or cannot be written."""
     for path in paths:
@@ -97,4 +105,16 @@ def field(value: Any, name: str, expected: type, where: str) -> Any:
     if not isinstance(value[name], expected):
         kind = {str: "text", list: "a list"}[expected]
         raise InputError(f"{where}: {name}: expected {kind}, found {str(value[name])[:40]!r}")
+    if expected is str:
+        check_text(value[name], f"{where}: {name}")
     return value[name]
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuses half of a surrogate pair, which JSON can spell and no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: expected text, found the lone surrogate {error.object[error.start]!r}"
+        ) from None

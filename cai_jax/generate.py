@@ -30,7 +30,9 @@ def parser() -> command_line.Parser:
     flags.add_argument("--top_p", type=float, default=1.0, help="nucleus sampling; 1: off")
     flags.add_argument("--top_k", type=int, default=0, help="the k most probable tokens; 0: off")
     flags.add_argument("--num_samples", type=int, default=1, help="completions of each prompt")
-    flags.add_argument("--seed", type=int, default=0, help="other seeds, other samples")
+    flags.add_argument(
+        "--seed", type=command_line.seed, default=0, help="other seeds, other samples"
+    )
     flags.add_argument(
         "--stop", action="append", default=[], help="text ends before this; may be repeated"
     )
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings,
             (base_key(args.seed, "generate"), ids),
             batch_size=args.batch_size,
-            names=[where for where, _ in records for _ in samples],
+            names=[f"{where}: prompt" for where, _ in records for _ in samples],
             stats=stats,
             progress=progress,
         )

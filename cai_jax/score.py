@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             prompts,
             completions,
             batch_size=args.batch_size,
-            names=[where for where, _, _ in records],
+            names=[f"{where}: prompt" for where, _, _ in records],
             stats=stats,
             progress=progress,
         )
@@ -85,6 +85,7 @@ def read_texts(path: Path) -> list[tuple[str, str, list[str]]]:
                 raise InputError(
                     f"{where}: completions[{index}]: expected text, found {str(text)[:40]!r}"
                 )
+            command_line.check_text(text, f"{where}: completions[{index}]")
         records.append((where, prompt, completions))
     if not records:
         raise InputError(f"{path}: expected at least one prompt, found an empty file")

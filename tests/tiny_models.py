@@ -70,3 +70,14 @@ def write_llama(folder: Path, *, seed: int = 0, preference_model: bool = False, 
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return model
+
+
+def leaves(params, prefix: str = "") -> dict:
+    """The arrays of a params tree by path."""
+    if not isinstance(params, dict):
+        return {prefix: params}
+    return {
+        path: leaf
+        for key, value in params.items()
+        for path, leaf in leaves(value, f"{prefix}/{key}").items()
+    }

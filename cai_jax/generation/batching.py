@@ -22,6 +22,8 @@ from cai_jax.generation.settings import Stats
 if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from cai_jax.models.language_model import LanguageModel
+
 SMALLEST_BUCKET = 16  # of prompts and of tokens to generate
 
 
@@ -74,6 +76,48 @@ def pad_left(prompts: Sequence[Sequence[int]], rows: int) -> tuple[np.ndarray, n
         tokens[row, width - len(prompt) :] = prompt
         mask[row, width - len(prompt) :] = 1
     return tokens, mask
+
+
+def checked_prompts(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    extra: Sequence[int],
+    of: str,
+    names: Sequence[str] | None = None,
+) -> list[list[int]]:
+    """The prompts, none of them empty, after making sure that the model can continue them.
+
+    Args:
+        model: must be a language model.
+        prompts: token ids.
+        extra: how many tokens follow each prompt at most.
+        of: what those are, for messages.
+        names: of the prompts, for messages; by default their numbers.
+
+    Raises:
+        InputError: a preference model, a token that is not in its vocabulary, or no room.
+    """
+    if "score_head" in model.params:
+        raise InputError("expected a language model, found a preference model, which only scores")
+    names = names or [f"prompt {index}" for index in range(len(prompts))]
+    started = [
+        with_start(prompt, model.tokenizer, name)
+        for prompt, name in zip(prompts, names, strict=True)
+    ]
+    for prompt, more, name in zip(started, extra, names, strict=True):
+        check_tokens(prompt, model.config.vocab_size, name)
+        check_room(len(prompt), more, model.config.max_positions, name, of)
+    return started
+
+
+def check_tokens(ids: Sequence[int], vocab_size: int, name: str) -> None:
+    """Refuses ids that have no embedding: looking one up gives NaN, and no error."""
+    if len(ids) and not 0 <= min(ids) <= max(ids) < vocab_size:
+        found = max(ids) if min(ids) >= 0 else min(ids)
+        raise InputError(
+            f"{name}: expected tokens of the model's vocabulary of {vocab_size}, found {found}; "
+            "the tokenizer and the weights do not belong together"
+        )
 
 
 def with_start(prompt: Sequence[int], tokenizer: typing.Any, name: str) -> list[int]:

@@ -60,16 +60,11 @@ def generate(
         The completions, in the order of the prompts.
 
     Raises:
-        InputError: a prompt and max_new_tokens need more positions than the model has.
+        InputError: a prompt and max_new_tokens need more positions than the model has, a prompt
+            has tokens that it does not know, or it is a preference model.
     """
-    names = names or [f"prompt {index}" for index in range(len(prompts))]
-    prompts = [
-        batching.with_start(prompt, model.tokenizer, name) for prompt, name in zip(prompts, names)
-    ]
-    for prompt, name in zip(prompts, names):
-        batching.check_room(
-            len(prompt), settings.max_new_tokens, model.config.max_positions, name, "max_new_tokens"
-        )
+    budgets = [settings.max_new_tokens] * len(prompts)
+    prompts = batching.checked_prompts(model, prompts, budgets, "max_new_tokens", names)
     with batching.measured(stats) as stats:
         key_bits = _key_bits(keys, len(prompts))
         rows = batching.row_count(len(prompts), batch_size, mesh)
@@ -118,7 +113,7 @@ def _sample_batch(
     stop_ids = jnp.asarray([tokenizer.eos_id if tokenizer.eos_id is not None else NO_TOKEN, *stops])
     filters = Filter(
         jnp.float32(settings.temperature),
-        jnp.int32(settings.top_k or config.vocab_size),
+        jnp.int32(min(settings.top_k or config.vocab_size, config.vocab_size)),
         jnp.float32(settings.top_p),
     )
     mode = mode_of(settings.temperature, settings.top_k, settings.top_p)

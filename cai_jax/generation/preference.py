@@ -41,11 +41,15 @@ def preference_scores(
         [n] float32, in the order of `texts`.
 
     Raises:
-        InputError: the model has no score head, or a text needs more positions than it has.
+        InputError: the model has no score head, or a text is empty, has tokens that the model does
+            not know, or needs more positions than it has.
     """
     if "score_head" not in model.params:
         raise InputError("expected a preference model, found a language model without a score head")
     for number, text in enumerate(texts):
+        if not len(text):
+            raise InputError(f"text {number}: expected at least one token to score, found none")
+        batching.check_tokens(text, model.config.vocab_size, f"text {number}")
         batching.check_room(len(text), 0, model.config.max_positions, f"text {number}", "tokens")
     rows = batching.row_count(len(texts), batch_size, mesh)
     found = np.zeros(len(texts), np.float32)

@@ -59,17 +59,16 @@ def score(
         For each prompt and completion a float32 array: one log-probability (nats) a token.
 
     Raises:
-        InputError: a prompt and a completion need more positions than the model has.
+        InputError: a prompt and a completion need more positions than the model has, or hold
+            tokens that it does not know, or it is a preference model.
     """
-    names = names or [f"prompt {index}" for index in range(len(prompts))]
-    prompts = [
-        batching.with_start(prompt, model.tokenizer, name) for prompt, name in zip(prompts, names)
-    ]
+    longest = [max((len(text) for text in texts), default=0) for texts in completions]
+    prompts = batching.checked_prompts(model, prompts, longest, "tokens of completion", names)
     wanted: dict[tuple[int, ...], dict[tuple[int, ...], np.ndarray]] = {}
-    for prompt, texts, name in zip(prompts, completions, names):
-        longest = max((len(text) for text in texts), default=0)
-        positions = model.config.max_positions
-        batching.check_room(len(prompt), longest, positions, name, "tokens of completion")
+    for number, (prompt, texts) in enumerate(zip(prompts, completions)):
+        for index, text in enumerate(texts):
+            name = f"{names[number] if names else f'prompt {number}'}: completion {index}"
+            batching.check_tokens(text, model.config.vocab_size, name)
         wanted.setdefault(tuple(prompt), {}).update(
             {tuple(text): np.zeros(0, np.float32) for text in texts}
         )
@@ -125,12 +124,9 @@ def choice_logprobs(
         sums = [[array.sum(dtype=np.float64) for array in arrays] for arrays in scored]
         return np.asarray(sums, np.float32).reshape(len(prompts), len(choices))
 
-    names = names or [f"prompt {index}" for index in range(len(prompts))]
-    prompts = [
-        batching.with_start(prompt, model.tokenizer, name) for prompt, name in zip(prompts, names)
-    ]
-    for prompt, name in zip(prompts, names):
-        batching.check_room(len(prompt), 1, model.config.max_positions, name, "token of the choice")
+    prompts = batching.checked_prompts(
+        model, prompts, [1] * len(prompts), "token of the choice", names
+    )
     place = functools.partial(jax.device_put, device=rows_sharding(mesh))
     tokens = jnp.asarray([choice[0] for choice in choices], jnp.int32)
     result = np.zeros((len(prompts), len(choices)), np.float32)

@@ -62,6 +62,7 @@ SUPPORTED: dict[str, Any] = {
     "mlp_bias": False,
     "pretraining_tp": 1,
     "rope_scaling": None,
+    "partial_rotary_factor": 1.0,
     "quantization_config": None,
     "sliding_window": None,
 }
@@ -128,19 +129,24 @@ def read_config(values: Mapping[str, Any], where: str) -> tuple[ModelConfig, boo
         InputError: another architecture, or an option that this model does not compute.
     """
     architectures = values.get("architectures") or ["none"]
+    if not isinstance(architectures, list):
+        raise InputError(f"{where}: architectures: expected a list, found {architectures!r}")
     if architectures[0] not in (CAUSAL_LM, PREFERENCE_MODEL):
         raise InputError(
             f"{where}: architectures: expected {CAUSAL_LM} or {PREFERENCE_MODEL} (one label), "
             f"found {architectures[0]}; only the Llama family is known (cai_jax/models/families.py)"
         )
     preference_model = architectures[0] == PREFERENCE_MODEL
-    rope = dict(values.get("rope_parameters") or {})
+    for option in ("rope_parameters", "rope_scaling", "id2label"):
+        if not isinstance(values.get(option) or {}, dict):
+            raise InputError(f"{where}: {option}: expected an object, found {values[option]!r}")
+    rope = values.get("rope_parameters") or {}
     options = dict(values)
     if _is_default_rope(options.get("rope_scaling")):
         options["rope_scaling"] = None
     for option, supported in SUPPORTED.items():
         found = options.get(option, supported)
-        if found is None and option == "pretraining_tp":
+        if found is None and option in ("pretraining_tp", "partial_rotary_factor"):
             continue
         if found != supported:
             raise _unsupported(where, option, supported, found)
@@ -151,7 +157,7 @@ def read_config(values: Mapping[str, Any], where: str) -> tuple[ModelConfig, boo
             where, "rope_parameters.partial_rotary_factor", 1.0, rope["partial_rotary_factor"]
         )
     if preference_model:
-        labels = len(values["id2label"]) if "id2label" in values else values.get("num_labels", 2)
+        labels = len(values.get("id2label") or ()) or values.get("num_labels", 2)
         if labels != 1:
             raise _unsupported(where, "num_labels (id2label)", 1, labels)
 
@@ -162,6 +168,13 @@ def read_config(values: Mapping[str, Any], where: str) -> tuple[ModelConfig, boo
             raise InputError(f"{where}: {option}: expected a whole number, found {found!r}")
         return found
 
+    def positive(option: str, found: Any) -> float:
+        if not isinstance(found, int | float) or isinstance(found, bool) or not found > 0:
+            raise InputError(f"{where}: {option}: expected a positive number, found {found!r}")
+        return float(found)
+
+    theta = rope.get("rope_theta", values.get("rope_theta"))
+    epsilon = values.get("rms_norm_eps")
     width, heads = whole("hidden_size"), whole("num_attention_heads")
     config = ModelConfig(
         vocab_size=whole("vocab_size"),
@@ -171,8 +184,8 @@ def read_config(values: Mapping[str, Any], where: str) -> tuple[ModelConfig, boo
         kv_heads=whole("num_key_value_heads", heads),
         head_dim=whole("head_dim", width // max(heads, 1)),
         hidden=whole("intermediate_size"),
-        rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0),
-        norm_eps=float(values.get("rms_norm_eps", 1e-6)),
+        rope_theta=positive("rope_theta", 10_000.0 if theta is None else theta),
+        norm_eps=positive("rms_norm_eps", 1e-6 if epsilon is None else epsilon),
         tied_embeddings=bool(values.get("tie_word_embeddings", False)),
         max_positions=whole("max_position_embeddings", 2048),
         dtype=_dtype(values),

@@ -219,6 +219,7 @@ class Attention(nn.Module):
     def __call__(self, x, state, layer, rotation, bias, start):
         c = self.config
         batch, length, _ = x.shape
+        # The head dim counts into the fan-in: attention starts smaller by H^0.5 and near uniform.
         project = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=1)
         # Two residual branches a layer add up: each starts with 1/2L of the variance.
         project_out = nn.initializers.variance_scaling(

@@ -5,6 +5,7 @@ one layer at a time into the stacked arrays, so reading needs little more than t
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -140,8 +141,10 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
-        names = set(_json_object(folder / INDEX).get("weight_map", {}).values())
-        files = [folder / Path(name).name for name in sorted(names)]
+        weight_map = _json_object(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError(f"{folder / INDEX}: weight_map: expected an object of file names")
+        files = [folder / Path(str(name)).name for name in sorted(set(weight_map.values()))]
         for file in files:
             if not file.is_file():
                 raise InputError(f"{folder / INDEX}: names {file.name}, which is not in the folder")
@@ -188,6 +191,10 @@ def _contents(file: Path) -> dict[str, _Stored]:
             if 8 + length + stop > size:
                 raise ValueError(f"tensor {name} ends after the file")
             shape = tuple(entry["shape"])
+            if entry["dtype"] in DTYPES:
+                needed = math.prod(shape) * np.dtype(DTYPES[entry["dtype"]]).itemsize
+                if needed != stop - start:
+                    raise ValueError(f"tensor {name} of {stop - start} bytes needs {needed}")
             stored[name] = _Stored(file, entry["dtype"], shape, 8 + length + start)
         return stored
     except (ValueError, KeyError, TypeError, AttributeError) as error:

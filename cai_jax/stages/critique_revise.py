@@ -8,6 +8,7 @@ helpful samples that SL-CAI learns besides.
 from __future__ import annotations
 
 import dataclasses
+import random
 import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -225,15 +226,14 @@ def last_text(chain: Chain) -> str:
 def draw_principles(job: Job, number: int, chains: Sequence[Chain]) -> list[Principle]:
     """A principle for each chain in this round, by the chain's id alone."""
     import jax
-    import numpy as np
 
     from cai_jax.generation.batching import record_keys
 
     assert job.constitution is not None
     choice = job.constitution.subset(job.config.principles).principles
     key = jax.random.fold_in(job.key, 3 * number + PRINCIPLE)
-    rows = record_keys(key, [chain.id for chain in chains]).tolist()
-    return [choice[np.random.default_rng(row).integers(len(choice))] for row in rows]
+    bits = record_keys(key, [chain.id for chain in chains])
+    return [random.Random(words.tobytes()).choice(choice) for words in bits]
 
 
 def ask(
