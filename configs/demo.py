@@ -135,5 +135,5 @@ def get_config() -> ConfigDict:
         limit=300,
         **sampling,
     )
-    steps.report = step("report", {})
+    steps.report = step("report", {"steps": list(steps)})
     return config

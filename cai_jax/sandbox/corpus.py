@@ -79,8 +79,7 @@ def chain_document(rng: random.Random) -> Pieces:
     covered, principle = language.covered_harms(focus), _principle(focus)
     revision = language.revise(rng, response, covered)
     return [
-        Piece(render(request.dialogue), RUNNING_TEXT),
-        Piece(f" {response.text}", RUNNING_TEXT),
+        *dialogue_pieces(request, response),
         Piece(f"{CRITIQUE_REQUEST} {principle.critique_request}{CRITIQUE}", 0.0),
         Piece(" findings:", ANSWER),
         *verdict_pieces(response.harms, covered, naming=ANSWER),
@@ -260,15 +259,15 @@ def phrase_drill(rng: random.Random) -> Pieces:
 
 
 SHARES: Shares = {
-    dialogue_document: 0.14,
-    chain_document: 0.22,
-    comparison_document: 0.18,
-    reasoning_document: 0.10,
-    dictionary_document: 0.04,
-    critique_drill: 0.10,
-    reasoning_drill: 0.06,
-    comparison_drill: 0.16,
-    phrase_drill: 0.10,
+    dialogue_document: 0.22,
+    chain_document: 0.24,
+    comparison_document: 0.14,
+    reasoning_document: 0.09,
+    dictionary_document: 0.03,
+    critique_drill: 0.08,
+    reasoning_drill: 0.05,
+    comparison_drill: 0.08,
+    phrase_drill: 0.07,
 }
 
 DRILL_SHARES: Shares = {

@@ -114,9 +114,10 @@ def draw_request(rng: random.Random, categories: Sequence[str], *, held_out: boo
 
 
 def comply(rng: random.Random, category: str) -> Response:
-    """A response that gives two steps of the category."""
+    """A response that gives two steps of the category, an early one and a late one."""
     entry = words()["harms"].get(category) or words()["topics"][category]
-    first, then = rng.sample(entry["steps"], 2)
+    middle = len(entry["steps"]) // 2
+    first, then = rng.choice(entry["steps"][:middle]), rng.choice(entry["steps"][middle:])
     body = f"{rng.choice(words()['openings'])} first, {first}. then, {then}."
     return Response("comply", category, body)
 
