@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import truncated_softmax
 
 from cai_jax.errors import InputError
 from cai_jax.generation.distribution import Filter, draw, invert_cumulative, mode_of, uniforms
@@ -15,21 +16,6 @@ GRID = 1 << 14  # uniform numbers at the middle of as many cells: frequencies ex
 LOGITS = np.array([0.3, -1.0, 2.0, 1.1, 2.0, -3.0, 0.9], np.float32)  # with a tie at the top
 
 drawn = functools.partial(jax.jit, static_argnames="mode")(draw)
-
-
-def reference(logits, temperature, top_k, top_p):
-    """Temperature, then top-k, then top-p with numpy and a sort; ties of the last kept are kept."""
-    scaled = logits.astype(np.float64) / temperature
-    probabilities = np.exp(scaled - scaled.max())
-    probabilities /= probabilities.sum()
-    if top_k:
-        kept = np.sort(probabilities)[::-1][: min(top_k, len(logits))][-1]
-        probabilities = np.where(probabilities >= kept, probabilities, 0)
-        probabilities /= probabilities.sum()
-    ordered = np.sort(probabilities)[::-1]
-    kept = ordered[np.searchsorted(np.cumsum(ordered), top_p - 1e-9)] if top_p < 1 else 0
-    probabilities = np.where(probabilities >= kept, probabilities, 0)
-    return probabilities / probabilities.sum()
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -45,11 +31,11 @@ def test_frequencies_and_log_probabilities_are_exact(temperature, top_k, top_p):
     filters = Filter(jnp.float32(temperature), jnp.int32(top_k or 7), jnp.float32(top_p))
     tokens, logprobs, tempered = map(np.asarray, drawn(logits, grid, filters, mode=mode))
 
-    expected = reference(LOGITS, temperature, top_k, top_p)
+    expected = truncated_softmax(LOGITS, temperature, top_k, top_p)
     frequencies = np.bincount(tokens, minlength=7) / GRID
     assert np.abs(frequencies - expected).max() < 1.5 / GRID
     assert np.abs(tempered - np.log(expected[tokens])).max() < 1e-5
-    assert np.abs(logprobs - np.log(reference(LOGITS, 1, 0, 1.0)[tokens])).max() < 1e-5
+    assert np.abs(logprobs - np.log(truncated_softmax(LOGITS, 1, 0, 1.0)[tokens])).max() < 1e-5
 
 
 def test_samples_of_keys_pass_a_chi_square_test():
@@ -59,7 +45,7 @@ def test_samples_of_keys_pass_a_chi_square_test():
     filters = Filter(jnp.float32(1.0), jnp.int32(7), jnp.float32(1.0))
     flat = numbers.reshape(-1)[:GRID]
     tokens = np.asarray(drawn(np.tile(LOGITS, (GRID, 1)), flat, filters, mode="sample").token)
-    expected = GRID * reference(LOGITS, 1.0, 0, 1.0)
+    expected = GRID * truncated_softmax(LOGITS, 1.0, 0, 1.0)
     statistic = ((np.bincount(tokens, minlength=7) - expected) ** 2 / expected).sum()
     assert statistic < 22.5  # the 0.999 quantile of chi-square with 6 degrees of freedom
     # No row and no token repeats or follows another.
@@ -76,7 +62,7 @@ def test_greedy_takes_the_first_of_equals_in_a_batch_with_sampled_rows():
     result = draw(logits, np.array([0.999, 0.999, 0.0], np.float32), filters, "sample")
     assert result.token.tolist() == [2, 6, 2]
     assert result.tempered[0] == result.tempered[2] == 0
-    expected = np.log(reference(LOGITS, 1.0, 0, 1.0))
+    expected = np.log(truncated_softmax(LOGITS, 1.0, 0, 1.0))
     assert np.allclose(result.logprob, expected[[2, 6, 2]], atol=1e-6)
     greedy = draw(logits, np.zeros(3, np.float32), filters, "greedy")
     assert greedy.token.tolist() == [2, 2, 2]
