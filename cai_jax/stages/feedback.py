@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from cai_jax.errors import InputError
 from cai_jax.generation import planning
+from cai_jax.generation.room import ON_LONG, keep_fitting
 
 if typing.TYPE_CHECKING:
     import jax
@@ -118,7 +119,7 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> Constitution:
     from cai_jax.text.constitution import load_constitution
     from cai_jax.text.questions import PLACEMENTS
 
-    known = {"placement": PLACEMENTS, "labels": LABELS, "on_long": ("refuse", "drop")}
+    known = {"placement": PLACEMENTS, "labels": LABELS, "on_long": ON_LONG}
     for name, values in known.items():
         if config[name] not in values:
             raise InputError(f"{name}: expected one of {', '.join(values)}, found {config[name]!r}")
@@ -362,19 +363,15 @@ def room(job: Job) -> int:
 
 def refuse_long(job: Job, blocks: Sequence[Sequence[Pair]]) -> None:
     """Refuses pairs that do not fit even without few-shots, before any is judged."""
-    most, count, first = room(job), 0, ""
+    lengths: list[int] = []
     for pairs in blocks:
-        asked = [(pair.id, of_pair[0]) for pair, of_pair in zip(pairs, questions(job, pairs))]
-        encoded = job.model.tokenizer.encode_prompts(question.lay_out(()) for _, question in asked)
-        long = [id for (id, _), tokens in zip(asked, encoded) if len(tokens) > most]
-        count += len(long)
-        first = first or (long[0] if long else "")
-    if count:
-        raise InputError(
-            f"pairs: expected questions of at most {most} tokens, to fit into the model's "
-            f"{job.model.config.max_positions} positions with the answer, found {count} pairs with "
-            f"longer ones, {first!r} the first; on_long='drop' leaves them out"
-        )
+        texts = [question.lay_out(()) for question, *_ in questions(job, pairs)]
+        lengths += map(len, job.model.tokenizer.encode_prompts(texts))
+    ids = [pair.id for pairs in blocks for pair in pairs]
+    positions = job.model.config.max_positions
+    remedy = "lower max_reasoning_tokens" if job.config.chain_of_thought else "shorten them"
+    why = f"the model has {positions} positions, less reasoning and answer; {remedy}"
+    keep_fitting("pairs", ids, lengths, room(job), job.config.on_long, why)
 
 
 def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, Any]:
