@@ -15,7 +15,7 @@ SCHEDULES = ("constant", "warmup_cosine")
 
 
 def default_config() -> ConfigDict:
-    """Every parameter of the optimizer, for a stage's `config.optimizer`."""
+    """Every parameter of the optimizer; a stage puts its own beside them."""
     config = ConfigDict()
     config.learning_rate = 1e-3  # the peak of the schedule
     config.schedule = "warmup_cosine"  # or "constant"; both begin with the warm-up
@@ -29,14 +29,32 @@ def default_config() -> ConfigDict:
     return config
 
 
+def check(config: ConfigDict) -> None:
+    """Refuses parameters out of range.
+
+    Raises:
+        InputError: naming the parameter.
+    """
+    if config.schedule not in SCHEDULES:
+        raise InputError(
+            f"schedule: expected one of {', '.join(SCHEDULES)}, found {config.schedule!r}"
+        )
+    for name in ("warmup", "final"):
+        if not 0 <= config[name] <= 1:
+            raise InputError(f"{name}: expected a fraction from 0 to 1, found {config[name]}")
+    for name in ("beta1", "beta2"):
+        if not 0 <= config[name] < 1:
+            raise InputError(f"{name}: expected 0 <= {name} < 1, found {config[name]}")
+    for name in ("learning_rate", "epsilon", "weight_decay", "clip_norm"):
+        if config[name] < 0:
+            raise InputError(f"{name}: expected 0 or more, found {config[name]}")
+
+
 def make_schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
     """The learning rate as a function of the step, 0 .. num_steps - 1."""
     import optax
 
-    if config.schedule not in SCHEDULES:
-        raise InputError(
-            f"optimizer.schedule: expected one of {', '.join(SCHEDULES)}, found {config.schedule!r}"
-        )
+    check(config)
     peak, warmup_steps = config.learning_rate, round(config.warmup * num_steps)
     if config.schedule == "warmup_cosine":
         after = optax.cosine_decay_schedule(

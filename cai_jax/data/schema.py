@@ -98,7 +98,9 @@ class Comparison:
     `source` names who judged ("feedback" or "human", say). `principle` is an id of the
     constitution. `logp_a`, `logp_b` are the log-probabilities of " (A)" and " (B)" as the feedback
     model gave them, `a_is_first` says whether response_a stood at (A), and `reasoning` holds its
-    chain of thought, if any. `tags` come from the pair.
+    chain of thought, if any. Asked in both placements, `a_is_first` is None, and `logp_a`, `logp_b`
+    are the logs of the averaged probabilities of response_a and response_b. `tags` come from the
+    pair.
     """
 
     id: str

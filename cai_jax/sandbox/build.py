@@ -40,10 +40,11 @@ class Size:
 
 SIZES = {
     "s": Size(width=32, layers=2, heads=1, hidden=96, documents=160_000, learning_rate=4e-3),
-    "m": Size(width=64, layers=3, heads=2, hidden=176, documents=240_000, learning_rate=3e-3),
-    "l": Size(width=96, layers=3, heads=3, hidden=256, documents=240_000, learning_rate=2e-3),
+    "m": Size(width=64, layers=3, heads=2, hidden=176, documents=200_000, learning_rate=3e-3),
+    "l": Size(width=96, layers=3, heads=3, hidden=256, documents=200_000, learning_rate=2e-3),
 }
 HEAD_DIM = 32
+DRILL_DOCUMENTS = 48_000
 HELPFUL_DOCUMENTS = 24_000
 HELPFUL_LEARNING_RATE = 1e-3
 
@@ -183,18 +184,29 @@ def write_lines(path: Path, values: Iterable[dict]) -> None:
 
 
 def build_models(folder: Path, size: str, documents: int = 0) -> None:
-    """Pretrains one size, finetunes it to be helpful only, and writes both as model folders."""
+    """Pretrains one size, finetunes it to be helpful only, and writes both as model folders.
+
+    Pretraining begins with drills alone: see `corpus.draw_drill`.
+    """
     shape = SIZES[size]
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         write_initial(scratch / "initial", shape)
+        drilled = train(
+            scratch,
+            f"drilled-{size}",
+            model=scratch / "initial",
+            draw=corpus.draw_drill,
+            documents=min(documents or DRILL_DOCUMENTS, DRILL_DOCUMENTS),
+            parameters={"initialize": True, "learning_rate": shape.learning_rate},
+        )
         pretrained = train(
             scratch,
             f"pretrained-{size}",
-            model=scratch / "initial",
+            model=drilled,
             draw=corpus.draw_pieces,
             documents=documents or shape.documents,
-            parameters={"initialize": True, "learning_rate": shape.learning_rate},
+            parameters={"learning_rate": shape.learning_rate},
         )
         helpful = train(
             scratch,

@@ -5,7 +5,9 @@ phrases, and short drills of the two gates (is a named harm covered by the princ
 is laid out by the same templates that the method uses (cai_jax/text/prompts.py).
 """
 
+import functools
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ REMARK_RATE = {"red_team": 0.45, "benign": 0.15}
 BODY_RATES = {"comply": 0.6, "refuse": 0.3, "explain": 0.1}
 JUDGED_RATES = {"comply": 0.6, "refuse": 0.05, "explain": 0.35}
 JUDGED_REMARK_RATE = 0.55
+NAMING_RATE = 0.4
 
 
 class Piece(NamedTuple):
@@ -32,12 +35,26 @@ class Piece(NamedTuple):
 
 
 Pieces = list[Piece]
+Shares = dict[Callable[[random.Random], Pieces], float]
 
 
 def draw_pieces(rng: random.Random) -> Pieces:
     """Draws one document of the pretraining corpus."""
-    kinds, shares = zip(*SHARES.items())
-    return rng.choices(kinds, shares)[0](rng)
+    return _draw(rng, SHARES)
+
+
+def draw_drill(rng: random.Random) -> Pieces:
+    """Draws one document of the drills that come before the corpus.
+
+    Whether a phrase's harm is covered takes a small model long to learn among other things, and
+    little when it sees nothing else; everything that judges builds on it.
+    """
+    return _draw(rng, DRILL_SHARES)
+
+
+def _draw(rng: random.Random, shares: Shares) -> Pieces:
+    kinds, weights = zip(*shares.items())
+    return rng.choices(kinds, weights)[0](rng)
 
 
 def dialogue_document(rng: random.Random) -> Pieces:
@@ -77,32 +94,58 @@ def comparison_document(rng: random.Random) -> Pieces:
     """A multiple choice answered directly."""
     request, first, second, focus = draw_comparison(rng)
     covered = language.covered_harms(focus)
-    counts = [sum(harm in covered for harm in r.harms) for r in (first, second)]
     prompt = prompts.multiple_choice(
         request.dialogue, _principle(focus).comparison, first.text, second.text
     )
-    return choice_pieces(rng, prompt, counts)
+    counts = [sum(harm in covered for harm in r.harms) for r in (first, second)]
+    return choice_pieces(rng, prompt, covered, counts)
 
 
-def choice_pieces(rng: random.Random, prompt: str, counts: Sequence[int]) -> Pieces:
-    """A multiple choice and its answer; every other one says of each option if it is wrong.
+def choice_pieces(
+    rng: random.Random, prompt: str, covered: Iterable[str], counts: Sequence[int]
+) -> Pieces:
+    """A multiple choice and its answer; two in three say on the way what is wrong.
 
-    These remarks teach the model to know it where an option ends. Without them a comparison teaches
-    one word in eighty, and small models stay at chance.
+    One third says it of each phrase, right after it, and one third of each option. So the model
+    learns to know it at these places, where the answer can look it up. Without such remarks a
+    comparison teaches one word in eighty, and small models stay at chance.
     """
-    answer = Piece(prompts.CHOICES[_fewer(rng, *counts)], VERDICT)
-    if rng.random() < 0.5:
-        return [Piece(prompt, 0.0), answer]
-    first, second, end = prompt.split("]]]")
-    verdicts = [Piece(" wrong" if count else " fine", VERDICT) for count in counts]
-    return [
-        Piece(f"{first}]]]", 0.0),
-        verdicts[0],
-        Piece(f"{second}]]]", 0.0),
-        verdicts[1],
-        Piece(end, 0.0),
-        answer,
-    ]
+    remarks = rng.choice(("none", "phrases", "options"))
+    if remarks == "none":
+        pieces = [Piece(prompt, 0.0)]
+    elif remarks == "phrases":
+        pieces = _phrase_remarks(prompt, covered)
+    else:
+        first, second, end = prompt.split("]]]")
+        verdicts = [Piece(_verdict(count > 0), VERDICT) for count in counts]
+        pieces = [
+            Piece(f"{first}]]]", 0.0),
+            verdicts[0],
+            Piece(f"{second}]]]", 0.0),
+            verdicts[1],
+            Piece(end, 0.0),
+        ]
+    return [*pieces, Piece(prompts.CHOICES[_fewer(rng, *counts)], VERDICT)]
+
+
+def _phrase_remarks(prompt: str, covered: Iterable[str]) -> Pieces:
+    """The prompt, with a verdict after each step and side remark."""
+    pieces, end = [], 0
+    for match in _phrases().finditer(prompt):
+        harm = language.phrase_categories()[match.group()]
+        pieces.append(Piece(prompt[end : match.end()], 0.0))
+        pieces.append(Piece(_verdict(harm in covered), VERDICT))
+        end = match.end()
+    return [*pieces, Piece(prompt[end:], 0.0)]
+
+
+def _verdict(wrong: bool) -> str:
+    return " wrong" if wrong else " fine"
+
+
+@functools.cache
+def _phrases() -> re.Pattern:
+    return re.compile("|".join(re.escape(phrase) for phrase in language.phrase_categories()))
 
 
 def reasoning_document(rng: random.Random) -> Pieces:
@@ -130,7 +173,7 @@ def verdict_pieces(found: Sequence[str], covered: Iterable[str], *, naming: floa
     pieces = []
     for i, harm in enumerate(found):
         pieces.append(Piece(f"{',' if i else ''} {harm}", naming))
-        pieces.append(Piece(" wrong" if harm in covered else " fine", VERDICT))
+        pieces.append(Piece(_verdict(harm in covered), VERDICT))
     return [*pieces, Piece(".", ANSWER)]
 
 
@@ -194,10 +237,29 @@ def comparison_drill(rng: random.Random) -> Pieces:
     entries = [language.words()["harms"][harm] for harm in found]
     phrases = [f"yes, {rng.choice(e['steps'] + e['remarks'])}." for e in entries]
     prompt = prompts.multiple_choice([], _principle(focus).comparison, *phrases)
-    return choice_pieces(rng, prompt, [int(harm in covered) for harm in found])
+    return choice_pieces(rng, prompt, covered, [int(harm in covered) for harm in found])
 
 
-SHARES: dict[Callable[[random.Random], Pieces], float] = {
+def phrase_drill(rng: random.Random) -> Pieces:
+    """The look-up that a direct judge makes: phrases under a principle, each with its verdict.
+
+    Some name the harm before the verdict, as critiques do: a bridge from one look-up to the other.
+    """
+    found = [rng.choice(language.harms()) for _ in range(6)]
+    focus = draw_focus(rng, found[:2])
+    covered = language.covered_harms(focus)
+    rng.shuffle(found)
+    pieces = [Piece(f"\n\n\n{_principle(focus).comparison}", 0.0)]
+    for harm in found:
+        entry = language.words()["harms"][harm]
+        pieces.append(Piece(f" {rng.choice(entry['steps'] + entry['remarks'])}", 0.0))
+        if rng.random() < NAMING_RATE:
+            pieces.append(Piece(f" {harm}", ANSWER))
+        pieces += [Piece(_verdict(harm in covered), VERDICT), Piece(".", 0.0)]
+    return pieces
+
+
+SHARES: Shares = {
     dialogue_document: 0.14,
     chain_document: 0.22,
     comparison_document: 0.18,
@@ -206,10 +268,18 @@ SHARES: dict[Callable[[random.Random], Pieces], float] = {
     critique_drill: 0.10,
     reasoning_drill: 0.06,
     comparison_drill: 0.16,
+    phrase_drill: 0.10,
 }
 
+DRILL_SHARES: Shares = {
+    phrase_drill: 0.55,
+    comparison_drill: 0.25,
+    critique_drill: 0.10,
+    reasoning_drill: 0.05,
+    dictionary_document: 0.05,
+}
 
-HELPFUL_SHARES: dict[Callable[[random.Random], Pieces], float] = {
+HELPFUL_SHARES: Shares = {
     chain_document: 0.28,
     comparison_document: 0.10,
     reasoning_document: 0.16,
@@ -221,8 +291,7 @@ def draw_helpful_pieces(rng: random.Random) -> Pieces:
     if rng.random() > sum(HELPFUL_SHARES.values()):
         request = draw_request(rng, benign=0.4)
         return dialogue_pieces(request, draw_response(rng, request, {"comply": 1.0}))
-    kinds, shares = zip(*HELPFUL_SHARES.items())
-    return rng.choices(kinds, shares)[0](rng)
+    return _draw(rng, HELPFUL_SHARES)
 
 
 def draw_request(rng: random.Random, benign: float, *, taught: bool = False) -> Request:

@@ -42,6 +42,17 @@ def harms() -> tuple[str, ...]:
     return tuple(words()["harms"])
 
 
+@functools.cache
+def phrase_categories() -> dict[str, str]:
+    """Step or side remark -> its harm or topic."""
+    entries = {**words()["harms"], **words()["topics"]}
+    return {
+        phrase: category
+        for category, entry in entries.items()
+        for phrase in entry["steps"] + entry.get("remarks", [])
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """A human's request: one act of one category, about two slots, in one of six phrasings."""

@@ -8,6 +8,7 @@ helpful samples that SL-CAI learns besides.
 from __future__ import annotations
 
 import dataclasses
+import random
 import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 
 from cai_jax.errors import InputError
 from cai_jax.generation import planning
+from cai_jax.generation.room import ON_LONG, keep_fitting
 
 if typing.TYPE_CHECKING:
     import jax
@@ -108,7 +110,7 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> Constitution | None:
     from cai_jax import checkpoints
     from cai_jax.text.constitution import load_constitution
 
-    if config.on_long not in ("refuse", "drop"):
+    if config.on_long not in ON_LONG:
         raise InputError(f"on_long: expected 'refuse' or 'drop', found {config.on_long!r}")
     for name in ("num_rounds", "num_few_shots", "limit"):
         if config[name] < 0:
@@ -225,15 +227,14 @@ def last_text(chain: Chain) -> str:
 def draw_principles(job: Job, number: int, chains: Sequence[Chain]) -> list[Principle]:
     """A principle for each chain in this round, by the chain's id alone."""
     import jax
-    import numpy as np
 
     from cai_jax.generation.batching import record_keys
 
     assert job.constitution is not None
     choice = job.constitution.subset(job.config.principles).principles
     key = jax.random.fold_in(job.key, 3 * number + PRINCIPLE)
-    rows = record_keys(key, [chain.id for chain in chains]).tolist()
-    return [choice[np.random.default_rng(row).integers(len(choice))] for row in rows]
+    bits = record_keys(key, [chain.id for chain in chains])
+    return [random.Random(words.tobytes()).choice(choice) for words in bits]
 
 
 def ask(
@@ -298,30 +299,28 @@ def prompts_that_fit(
     from cai_jax.text.dialogue import render
 
     encode = model.tokenizer.encode_prompts
-    extra = config.max_response_tokens
+    after = config.max_response_tokens
     if config.num_rounds:
         assert constitution is not None
         principles = constitution.subset(config.principles).principles
+        critique = config.max_critique_tokens if config.critique else 0
         if config.critique:
             frames = [templates.revision_prompt([], "", "", p) for p in principles]
-            extra = config.max_critique_tokens
         else:
             frames = [templates.direct_revision_prompt([], "", p) for p in principles]
-            extra = 0
-        extra += max(map(len, encode(frames))) + config.max_revision_tokens
-        extra += max(config.max_response_tokens, config.max_revision_tokens)
-    lengths = [len(ids) + extra for ids in encode([render(p.dialogue) for p in prompts])]
+        after = max(config.max_response_tokens, config.max_revision_tokens)
+        after += max(map(len, encode(frames))) + critique + config.max_revision_tokens
     positions = model.config.max_positions
-    fitting = [prompt for prompt, length in zip(prompts, lengths) if length <= positions]
-    if (long := len(prompts) - len(fitting)) and (config.on_long == "refuse" or not fitting):
-        first = next(p.id for p, length in zip(prompts, lengths) if length > positions)
-        remedy = "shorten them" if config.on_long == "drop" else "on_long='drop' leaves them out"
-        raise InputError(
-            f"prompts: expected room for each in the model's {positions} positions, found {long} "
-            f"of {len(prompts)} ({first!r} is the first) that may need up to {max(lengths)}; lower "
-            f"max_response_tokens, max_critique_tokens or max_revision_tokens, or {remedy}"
-        )
-    return fitting
+    fitting = keep_fitting(
+        "prompts",
+        [prompt.id for prompt in prompts],
+        [len(ids) for ids in encode(render(prompt.dialogue) for prompt in prompts)],
+        positions - after,
+        config.on_long,
+        f"a chain may need {after} of the model's {positions} positions after its prompt; "
+        "lower max_response_tokens, max_critique_tokens or max_revision_tokens",
+    )
+    return [prompts[i] for i in fitting]
 
 
 def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, Any]:

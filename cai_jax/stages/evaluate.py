@@ -317,10 +317,11 @@ def _file(path: Path, name: str) -> Path:
 def raw_probability(comparison: Comparison) -> float:
     """P(response A is better) as the feedback model gave it, before clamping."""
     c = comparison
-    if c.logp_a is None or c.logp_b is None or c.a_is_first is None:
+    if c.logp_a is None or c.logp_b is None:
         return c.p_a
     p_first = 0.5 * (1.0 + math.tanh(0.5 * (c.logp_a - c.logp_b)))
-    return p_first if c.a_is_first else 1.0 - p_first
+    # None: averaged over both placements, and so of the responses themselves.
+    return 1.0 - p_first if c.a_is_first is False else p_first
 
 
 def _estimates(config: ConfigDict, measures: Mapping[str, Measure]) -> dict[str, Any]:

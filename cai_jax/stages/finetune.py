@@ -41,6 +41,28 @@ def default_config() -> ConfigDict:
     return config
 
 
+def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
+    """Refuses parameters that mean no training, before anything runs.
+
+    Raises:
+        InputError: naming the parameter.
+    """
+    from cai_jax.data.packing import ON_LONG
+
+    for role in ("model", "data"):
+        if role not in inputs:
+            raise InputError(f"inputs: expected model and data, found no {role}")
+    lowest = {"epochs": 1, "max_steps": 0, "rows": 1, "sequence_length": 2, "log_every": 1}
+    for name, least in lowest.items():
+        if config[name] < least:
+            raise InputError(f"{name}: expected at least {least}, found {config[name]}")
+    if any(number < 0 for number in config.revisions):
+        raise InputError(f"revisions: expected 0, 1, 2, ..., found {tuple(config.revisions)}")
+    if config.on_long not in ON_LONG:
+        raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {config.on_long!r}")
+    optimizers.check(config)
+
+
 def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Trains the `model` on `data`, and writes model/ and metrics.jsonl.
 
@@ -62,6 +84,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.data import packing
     from cai_jax.models.language_model import LanguageModel
 
+    check(config, inputs)
     device_mesh = mesh.make_mesh(config.mesh)
     if config.rows % sharding.batch_parts(device_mesh):
         raise InputError(
@@ -125,7 +148,7 @@ def make_step(config: ModelConfig, optimizer: Any) -> Any:
         (_, (total, weight)), gradients = jax.value_and_grad(
             lambda params: mean_loss(params, config, batch), has_aux=True
         )(state.params)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         state = apply_gradients(state, gradients, optimizer)
         return state, {"loss_sum": total, "weight": weight, "gradient_norm": norm}
 
@@ -255,20 +278,20 @@ def summed(
 def plan(config: ConfigDict, planned: dict[str, Any]) -> dict[str, float]:
     """Sequences, tokens (at most) and FLOPs of all epochs, from the planned counts of `data`.
 
-    A record is a sequence; a chain with rounds is one for each of `revisions`, and its own tokens,
-    which are those of all its rounds, bound each of them. `max_steps` bounds the whole.
+    A record is a sequence; a chain with rounds is one for each of `revisions`, and no longer than
+    its prompt and all that its rounds wrote. `max_steps` bounds the whole.
     """
     data = planned["data"]
     records = tokens = 0
     for source in data if isinstance(data, list | tuple) else [data]:
         there = source["records"]
         sequences = there * (len(config.revisions) if source.get("revisions") else 1)
-        length = min(-(-source["tokens"] // max(there, 1)), config.sequence_length)
+        length = (source["tokens"] + source.get("prompt_tokens", 0)) / max(there, 1)
         records += sequences * config.epochs
-        tokens += int(sequences * length) * config.epochs
+        tokens += round(sequences * min(length, config.sequence_length)) * config.epochs
     most = config.max_steps * config.rows * config.sequence_length
     if 0 < most < tokens:
         records, tokens = round(records * most / tokens), most
     # A forward pass takes 2 FLOPs a parameter and token, a backward pass twice as many.
-    parameters = planned["model"]["parameters"]
+    parameters = planned["model"].get("parameters", 0)
     return {"records": records, "tokens": tokens, "flops": 6.0 * parameters * tokens}

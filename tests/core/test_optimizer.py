@@ -46,9 +46,18 @@ def test_no_step_is_thrown_away_at_rate_zero_and_none_is_above_the_peak(num_step
     assert max(found) == pytest.approx(1.0)
 
 
-def test_an_unknown_schedule_is_refused():
-    with pytest.raises(InputError, match="expected one of constant, warmup_cosine, found 'linear'"):
-        optimizers.make_schedule(config(schedule="linear"), 10)
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("schedule", "linear", "schedule: expected one of constant, warmup_cosine, found 'linear'"),
+        ("warmup", 1.5, "warmup: expected a fraction from 0 to 1, found 1.5"),
+        ("beta2", 1.0, "beta2: expected 0 <= beta2 < 1, found 1.0"),
+        ("learning_rate", -1e-3, "learning_rate: expected 0 or more, found -0.001"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(name, value, message):
+    with pytest.raises(InputError, match=message):
+        optimizers.make_optimizer(config(**{name: value}), 10)
 
 
 def make_params():

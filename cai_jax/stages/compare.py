@@ -1,0 +1,172 @@
+"""Two responses to each prompt, for the feedback model to choose from (paper section 4.1)."""
+
+from __future__ import annotations
+
+import typing
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cai_jax.errors import InputError
+from cai_jax.generation import planning
+from cai_jax.generation.room import ON_LONG, keep_fitting
+
+if typing.TYPE_CHECKING:
+    from cai_jax.data.schema import Prompt
+    from cai_jax.generation.settings import Completion
+    from cai_jax.models.language_model import LanguageModel
+
+
+def default_config() -> ConfigDict:
+    """Every parameter of the step."""
+    config = ConfigDict()
+    config.temperature = 1.0
+    config.top_k = 0
+    config.top_p = 1.0
+    config.max_response_tokens = 256
+    config.max_tries = 4  # samples of the second response, until it differs from the first
+    config.limit = 0  # at most so many prompts of each file; 0: all
+    config.on_long = "refuse"  # prompts that the model's positions do not hold: "refuse" or "drop"
+    config.batch_size = 128
+    return config
+
+
+def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Writes pairs.jsonl.
+
+    Args:
+        config: as `default_config`, with `seed` and `mesh`.
+        inputs: `model`, and `prompts` (a file or a list of them).
+        folder: the step's own, empty.
+
+    Returns:
+        Counts: records (pairs), tokens (generated); too_long (prompts left out); identical (prompts
+        left out because every try gave the same text: there is nothing to compare); resampled
+        (pairs that took more than one try); truncated_responses (ended by their maximum of tokens)
+        and empty_responses, of those written.
+
+    Raises:
+        InputError: as `check`, and for inputs that cannot be read or do not fit.
+    """
+    import jax
+
+    from cai_jax import checkpoints
+    from cai_jax.core import keys, mesh
+    from cai_jax.core.progress import Progress
+    from cai_jax.data.readers import read_all_prompts
+    from cai_jax.data.schema import Pair, write_records
+    from cai_jax.generation.generate import generate
+    from cai_jax.text.dialogue import cut_at_stop
+
+    check(config, inputs)
+    prompts = read_all_prompts(inputs["prompts"], config.limit)
+    device_mesh = mesh.make_mesh(config.mesh)
+    model = checkpoints.load_model(inputs["model"], device_mesh)
+    fitting = encode_fitting(config, prompts, model)
+    counts = Counter(tokens=0, too_long=len(prompts) - len(fitting), resampled=0)
+    key = keys.base_key(config.seed, folder.name)
+
+    def sample(wanted: Sequence[int], number: int, progress: Progress) -> list[Completion]:
+        completions = generate(
+            model,
+            [fitting[i][1] for i in wanted],
+            settings(config),
+            # Number 0 is the first response, 1 and on are tries at the second.
+            (jax.random.fold_in(key, number), [fitting[i][0].id for i in wanted]),
+            batch_size=config.batch_size,
+            names=[f"prompt {fitting[i][0].id}" for i in wanted],
+            mesh=device_mesh,
+            progress=progress,
+        )
+        counts["tokens"] += sum(len(completion.token_ids) for completion in completions)
+        return completions
+
+    with Progress(f"{folder.name} (compare)", 2 * len(fitting), "responses") as progress:
+        firsts = sample(range(len(fitting)), 0, progress)
+        seconds: dict[int, Completion] = {}
+        waiting = list(range(len(fitting)))
+        for number in range(1, config.max_tries + 1):
+            for i, second in zip(waiting, sample(waiting, number, progress)):
+                if cut_at_stop(second.text) != cut_at_stop(firsts[i].text):
+                    seconds[i] = second
+                    counts["resampled"] += number > 1
+            waiting = [i for i in waiting if i not in seconds]
+            if not waiting:
+                break
+    pairs = []
+    for i, second in sorted(seconds.items()):
+        prompt, _ = fitting[i]
+        texts = [cut_at_stop(completion.text) for completion in (firsts[i], second)]
+        pairs.append(Pair(prompt.id, prompt.dialogue, texts[0], texts[1], prompt.tags))
+        ends = [completion.finish_reason for completion in (firsts[i], second)]
+        counts["truncated_responses"] += ends.count("length")
+        counts["empty_responses"] += texts.count("")
+    write_records(folder / "pairs.jsonl", pairs)
+    return {"records": len(pairs), "identical": len(waiting), **counts}
+
+
+def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:
+    """Refuses what `run` would refuse of the config.
+
+    Raises:
+        InputError: naming the parameter, what was expected and found.
+    """
+    if config.on_long not in ON_LONG:
+        raise InputError(f"on_long: expected 'refuse' or 'drop', found {config.on_long!r}")
+    if config.limit < 0:
+        raise InputError(f"limit: expected 0 (all) or more, found {config.limit}")
+    if config.max_tries < 1:
+        raise InputError(f"max_tries: expected at least 1, found {config.max_tries}")
+    settings(config)
+
+
+def settings(config: ConfigDict) -> Any:
+    """How responses are sampled."""
+    from cai_jax.generation.settings import SamplingSettings
+    from cai_jax.text.dialogue import STOPS
+
+    return SamplingSettings(
+        max_new_tokens=config.max_response_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        stop=STOPS,
+    )
+
+
+def encode_fitting(
+    config: ConfigDict, prompts: Sequence[Prompt], model: LanguageModel
+) -> list[tuple[Prompt, list[int]]]:
+    """The prompts that the model's positions hold together with a response, and their token ids.
+
+    Raises:
+        InputError: on_long is "refuse" and some do not fit; or none does.
+    """
+    from cai_jax.text.dialogue import render
+
+    encoded = model.tokenizer.encode_prompts(render(prompt.dialogue) for prompt in prompts)
+    positions = model.config.max_positions
+    fitting = keep_fitting(
+        "prompts",
+        [prompt.id for prompt in prompts],
+        [len(ids) for ids in encoded],
+        positions - config.max_response_tokens,
+        config.on_long,
+        f"the model has {positions} positions, less max_response_tokens; lower these",
+    )
+    return [(prompts[i], encoded[i]) for i in fitting]
+
+
+def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, Any]:
+    """Pairs, tokens (generated, at most, if no second response is sampled again) and FLOPs."""
+    records, prompt_tokens = planning.prompts_taken(planned["prompts"], config.limit)
+    written = 2 * records * config.max_response_tokens
+    return {
+        "records": records,
+        "tokens": written,
+        "flops": planning.forward_flops(planned["model"], 2 * prompt_tokens + written),
+        "prompt_tokens": round(prompt_tokens),
+    }

@@ -1,0 +1,436 @@
+"""Finetuning on a tiny Llama with a token a letter, or nearly."""
+
+import json
+import math
+import re
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import tiny_models
+from ml_collections import ConfigDict
+
+from cai_jax import checkpoints
+from cai_jax.core import artifact, keys, mesh
+from cai_jax.core.metrics import read_metrics
+from cai_jax.data import packing
+from cai_jax.data.examples import Example
+from cai_jax.data.schema import (
+    Chain,
+    Demonstration,
+    Document,
+    Piece,
+    Round,
+    Turn,
+    write_records,
+)
+from cai_jax.data.tokenization import load_tokenizer
+from cai_jax.errors import InputError
+from cai_jax.models import transformer, weights
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.language_model import LanguageModel
+from cai_jax.stages import finetune
+
+LENGTH = 48
+SHAPE = ModelConfig(
+    vocab_size=272, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24,
+    tied_embeddings=False,
+)  # fmt: skip
+DEMONSTRATIONS = [
+    Demonstration(f"d{i}", (Turn("human", f"say {'abc'[i % 3]}"),), "abc"[i % 3] * (1 + i % 4))
+    for i in range(24)
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model folder of random weights, as a user has it."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_models.write_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    params = jax.jit(lambda key: transformer.init_params(SHAPE, key))(jax.random.key(1))
+    weights.write_folder(folder, SHAPE, params, checkpoints.special_tokens(tokenizer))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "demonstrations.jsonl"
+    write_records(path, DEMONSTRATIONS)
+    return path
+
+
+def configured(**changes) -> ConfigDict:
+    config = finetune.default_config()
+    config.update({"rows": 4, "sequence_length": LENGTH, "log_every": 3, "learning_rate": 0.02})
+    # The number of updates is then no constant of the program: it is compiled once for all tests.
+    config.update({"schedule": "constant", "warmup": 0.0})
+    config.seed, config.mesh = 0, mesh.default_config()
+    config.update(changes)
+    return config
+
+
+def train(folder, model, data, **changes):
+    folder.mkdir()
+    return finetune.run(configured(**changes), {"model": model, "data": data}, folder)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, model, data):
+    folder = tmp_path_factory.mktemp("work") / "sl_cai"
+    counts = train(folder, model, data, epochs=20)
+    artifact.write_manifest(folder, {"kind": "finetune"})
+    return folder, counts
+
+
+def lengths(tokenizer, records=DEMONSTRATIONS):
+    """Of prompt, response and end: the tokens of each sequence, by hand."""
+    texts = [f"\n\nHuman: {r.dialogue[0].text}\n\nAssistant: {r.response}" for r in records]
+    return [len(tokenizer.encode(text)) + 1 for text in texts]
+
+
+def test_all_records_are_trained_every_epoch_and_counted(trained, model):
+    folder, counts = trained
+    expected = lengths(load_tokenizer(model))
+    assert max(expected) <= LENGTH
+    assert counts["records"] == 24 * 20
+    assert counts["tokens"] == 20 * sum(expected)
+    full = counts["tokens"] / (4 * LENGTH)
+    assert full <= counts["steps"] < 1.4 * full
+    assert {counts[name] for name in ("truncated", "dropped", "empty", "lost_tokens")} == {0}
+    lines = read_metrics(folder)
+    assert [line["step"] for line in lines] == [*range(3, counts["steps"], 3), counts["steps"]]
+    assert lines[-1]["tokens"] == counts["tokens"]
+    assert lines[-1]["loss"] == pytest.approx(counts["loss"], rel=1e-6)
+
+
+def test_the_loss_falls_from_that_of_a_guess_to_the_entropy_of_the_data(trained, model, data):
+    """The prompt tells the letter, but not whether one, two, three or four: log 4 nats a record."""
+    folder, counts = trained
+    tokens = np.mean([len(f" {r.response}") + 1 for r in DEMONSTRATIONS])
+    least = math.log(4) / tokens
+    before = demonstration_loss(checkpoints.load_model(model), data)
+    after = demonstration_loss(checkpoints.load_model(folder), data)
+    assert before == pytest.approx(math.log(SHAPE.vocab_size), abs=1.0)
+    # What was saved is what was trained.
+    assert least < after < least + 0.05
+    assert counts["loss"] == pytest.approx(after, abs=0.15)
+
+
+def demonstration_loss(model, data):
+    fitted, _ = finetune.prepare(configured(), data, model)
+    return slow_loss(model.params, model.config, fitted.examples)
+
+
+@jax.jit
+def log_probabilities(params, tokens):
+    hidden, _ = transformer.forward(params, SHAPE, tokens)
+    return jax.nn.log_softmax(transformer.logits(params, SHAPE, hidden))
+
+
+def slow_loss(params, config, examples):
+    """Sequence by sequence, alone in its row; what stands right of it nothing can see."""
+    total = weight = 0.0
+    for _, ids, token_weights in examples:
+        tokens = np.zeros((1, LENGTH), np.int32)
+        tokens[0, : len(ids)] = ids
+        found = np.asarray(log_probabilities(params, tokens), np.float64)[0]
+        for t in range(1, len(ids)):
+            total -= token_weights[t] * found[t - 1, ids[t]]
+            weight += token_weights[t]
+    return total / weight
+
+
+def test_a_packed_batch_has_the_loss_of_its_sequences_alone(model):
+    params = checkpoints.load_model(model).params
+    rng = np.random.default_rng(0)
+    examples = [
+        Example(
+            str(i),
+            rng.integers(1, 270, n).astype(np.int32),
+            rng.choice([0, 0.5, 1, 2], n).astype(np.float32),
+        )
+        for i, n in enumerate([20, 9, 14, 30, 2, 11, 3, 48, 17])
+    ]
+    rows = packing.pack([len(e.ids) for e in examples], LENGTH)
+    assert len(rows) < len(examples) - 4
+    batch = packing.fill(examples, rows, len(rows) + 1, LENGTH)
+    loss, (total, weight) = jax.jit(finetune.mean_loss, static_argnums=1)(params, SHAPE, batch)
+    expected = slow_loss(params, SHAPE, examples)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(weight) == sum(float(e.weights[1:].sum()) for e in examples)
+    assert float(total) == pytest.approx(expected * float(weight), rel=1e-5)
+
+
+SHORT = {"max_steps": 3, "log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory, model, data):
+    folder = tmp_path_factory.mktemp("short") / "sl_cai"
+    return folder, train(folder, model, data, **SHORT)
+
+
+def saved_bytes(folder):
+    from cai_jax.core import checkpoint
+
+    params = checkpoint.restore(folder / "model" / "params")
+    return [leaf.tobytes() for leaf in jax.tree.leaves(params)]
+
+
+def test_max_steps_stops_and_only_what_was_trained_is_counted(short, model):
+    folder, counts = short
+    assert [line["step"] for line in read_metrics(folder)] == [1, 2, 3]
+    assert counts["steps"] == 3
+    assert 3 * 4 <= counts["records"] < 24
+    tokens = lengths(load_tokenizer(model))
+    assert counts["records"] * min(tokens) <= counts["tokens"] < sum(tokens)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_others(short, model, data, tmp_path):
+    folder, _ = short
+    train(tmp_path / "sl_cai", model, data, **SHORT)
+    assert saved_bytes(tmp_path / "sl_cai") == saved_bytes(folder)
+    assert read_metrics(tmp_path / "sl_cai") == read_metrics(folder)
+    (tmp_path / "other").mkdir()
+    train(tmp_path / "other" / "sl_cai", model, data, seed=1, **SHORT)
+    assert saved_bytes(tmp_path / "other" / "sl_cai") != saved_bytes(folder)
+
+
+def test_four_devices_compute_the_losses_of_one(short, model, data, tmp_path):
+    four = ConfigDict({"data": 1, "fsdp": 2, "tensor": 2})
+    # One key/value head does not split over two devices; the data axes take all four.
+    with pytest.raises(InputError, match="axis 2 of size 1 does not divide over 2 devices"):
+        train(tmp_path / "refused", model, data, mesh=four, **SHORT)
+    spread = ConfigDict({"data": 2, "fsdp": 2, "tensor": 1})
+    train(tmp_path / "sl_cai", model, data, mesh=spread, **SHORT)
+    for one, many in zip(read_metrics(short[0]), read_metrics(tmp_path / "sl_cai"), strict=True):
+        assert many == pytest.approx(one, rel=2e-5)
+
+
+def test_rows_that_do_not_divide_over_the_devices_are_refused(model, data, tmp_path):
+    spread = ConfigDict({"data": 2, "fsdp": 2, "tensor": 1})
+    with pytest.raises(InputError, match="rows: expected a multiple of 4 .* found 6"):
+        train(tmp_path / "x", model, data, mesh=spread, rows=6)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_records_of_its_batch(model, tmp_path):
+    """One record has a token whose embedding is broken: no other batch is named."""
+    loaded = checkpoints.load_model(model)
+    broken = loaded.tokenizer.encode("~")[0]
+    table = loaded.params["embedder"]["embedding"].at[broken].set(np.nan)
+    params = loaded.params | {"embedder": {"embedding": table}}
+    work = tmp_path / "start"
+    work.mkdir()
+    checkpoints.save_model(work, LanguageModel(loaded.config, params, loaded.tokenizer))
+    artifact.write_manifest(work, {"kind": "finetune"})
+    # Longer than half a row, so that each stands in a row of its own.
+    long = [Demonstration(f"r{i}", (Turn("human", "x"),), "a" * 16) for i in range(11)]
+    long[2] = Demonstration("bad", (Turn("human", "x"),), "~" + "a" * 15)
+    write_records(tmp_path / "demonstrations.jsonl", long)
+    with pytest.raises(FloatingPointError) as error:
+        train(tmp_path / "sl_cai", work, tmp_path / "demonstrations.jsonl", log_every=8)
+    update, named = re.search(
+        r"^update (\d): loss nan, .* records (.*)$", str(error.value)
+    ).groups()
+    named = named.split(", ")
+    assert "bad" in named
+    assert len(named) == (4 if update in "12" else 3)
+    assert not (tmp_path / "sl_cai" / "model").exists()
+
+
+def test_sums_over_updates_are_weighted_and_the_first_bad_update_is_named():
+    def metrics(total, weight, norm):
+        return {"loss_sum": np.float32(total), "weight": np.float32(weight), "gradient_norm": norm}
+
+    good = [metrics(6, 2, 1.0), metrics(1, 8, 3.0)]
+    assert finetune.summed(good, 2, [], []) == {"loss": 0.7, "gradient_norm": 2.0}
+    examples = [SimpleNamespace(record_id=f"r{i}") for i in range(12)]
+    seen = [[[0, 1], [2]], [[3]], [[4, 5]]]
+    with pytest.raises(FloatingPointError, match=r"update 9: loss inf, .* at records r3$"):
+        finetune.summed(
+            [good[0], metrics(np.inf, 1, 1.0), metrics(np.nan, 1, 1.0)], 10, seen, examples
+        )
+    many = [[list(range(12))]]
+    with pytest.raises(FloatingPointError, match=r"norm nan; .* r0, .*, r7 \.\.\.$"):
+        finetune.summed([metrics(1, 1, np.nan)], 1, many, examples)
+
+
+def test_epochs_follow_one_another_each_in_its_own_order():
+    rows = [[i] for i in range(7)]
+    config = ConfigDict({"epochs": 3, "rows": 4})
+    found = list(finetune.batches(rows, config, 6, np.random.default_rng(0)))
+    assert [len(batch) for batch in found] == [4, 4, 4, 4, 4, 1]
+    order = [row[0] for batch in found for row in batch]
+    epochs = [order[:7], order[7:14], order[14:]]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+CHAINS = [
+    Chain(f"c{i}", (Turn("human", "q"),), "r0", (Round("p", "k", "r1"), Round("p", "k", "r2")))
+    for i in range(3)
+] + [Chain("helpful", (Turn("human", "q"),), "ok")]
+
+
+def prepared(model, records, tmp_path, **changes):
+    path = tmp_path / "records.jsonl"
+    write_records(path, records)
+    tokenizer = load_tokenizer(model)
+    stand_in = SimpleNamespace(tokenizer=tokenizer, config=SHAPE)
+    fitted, report = finetune.prepare(configured(**changes), path, stand_in)
+    return [tokenizer.decode(example.ids) for example in fitted.examples], report
+
+
+@pytest.mark.parametrize(
+    ("revisions", "expected"),
+    [((1,), ["r1"]), ((1, 2), ["r1", "r2"]), ((0, 2), ["r0", "r2"])],
+)
+def test_revisions_chooses_what_of_a_chain_is_learned(model, tmp_path, revisions, expected):
+    texts, _ = prepared(model, CHAINS, tmp_path, revisions=revisions)
+    prompt = "\n\nHuman: q\n\nAssistant: "
+    assert texts == [f"{prompt}{r}</s>" for r in expected] * 3 + [f"{prompt}ok</s>"]
+
+
+def test_more_revisions_than_rounds_are_refused(model, tmp_path):
+    with pytest.raises(InputError, match="chain c0: revisions: expected at most 2"):
+        prepared(model, CHAINS, tmp_path, revisions=(1, 2, 3, 4))
+
+
+DOCUMENTS = [
+    Document("short", (Piece("abc", 1.0),)),
+    Document("context only", (Piece("abc", 0.0),)),
+    Document("nothing", (Piece("  \n", 1.0),)),
+    Document("long", (Piece("a" * 40, 0.0), Piece("b" * 20, 1.0))),
+]
+
+
+@pytest.mark.parametrize(
+    ("on_long", "texts", "counts"),
+    [
+        ("truncate", ["abc</s>", "a" * 40 + "b" * 8], (1, 0, 2, 13)),
+        ("drop", ["abc</s>"], (0, 1, 2, 21)),
+    ],
+)
+def test_what_does_not_fit_is_counted(model, tmp_path, on_long, texts, counts):
+    found, report = prepared(model, DOCUMENTS, tmp_path, on_long=on_long)
+    assert found == texts
+    names = ("truncated", "dropped", "empty", "lost_tokens")
+    assert tuple(report[name] for name in names) == counts
+
+
+def test_long_records_can_be_refused(model, tmp_path):
+    with pytest.raises(InputError, match="record long: expected at most 48 tokens, found 61"):
+        prepared(model, DOCUMENTS, tmp_path, on_long="refuse")
+
+
+def test_data_without_anything_to_train_is_refused(model, tmp_path):
+    with pytest.raises(InputError, match="expected examples, found none"):
+        prepared(model, DOCUMENTS[1:3], tmp_path)
+
+
+def test_a_tokenizer_of_another_model_is_refused(model, tmp_path):
+    write_records(tmp_path / "d.jsonl", [Document("d", (Piece("é", 1.0),))])
+    small = SimpleNamespace(tokenizer=load_tokenizer(model), config=SimpleNamespace(vocab_size=9))
+    with pytest.raises(InputError, match="its vocabulary has only 9 entries"):
+        finetune.prepare(configured(), tmp_path / "d.jsonl", small)
+
+
+def test_data_is_files_and_folders_of_any_kind_in_order(model, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    write_records(tmp_path / "one" / "chains.jsonl", CHAINS[:1])
+    write_records(tmp_path / "one" / "demonstrations.jsonl", DEMONSTRATIONS[:1])
+    write_records(tmp_path / "two" / "documents.jsonl", DOCUMENTS[:1])
+    stand_in = SimpleNamespace(tokenizer=load_tokenizer(model), config=SHAPE)
+    sources = [tmp_path / "two", tmp_path / "one"]
+    fitted, _ = finetune.prepare(configured(revisions=(2,)), sources, stand_in)
+    assert [example.record_id for example in fitted.examples] == ["short", "c0", "d0"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="expected chains.jsonl, .* found none of them"):
+        finetune.read(tmp_path / "empty")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(InputError, match="empty.jsonl: expected at least one record, found None"):
+        finetune.read(tmp_path / "empty.jsonl")
+
+
+def test_initialize_draws_weights_in_the_shape_of_a_folder_without_any(model, tmp_path):
+    shape_only = tmp_path / "shape"
+    shape_only.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (shape_only / name).write_bytes((model / name).read_bytes())
+    device_mesh = mesh.make_mesh(mesh.default_config())
+    config = configured(initialize=True)
+    drawn = [
+        finetune.load_or_initialize(config, shape_only, device_mesh, keys.base_key(seed, "base"))
+        for seed in (0, 0, 1)
+    ]
+    given = checkpoints.load_model(model)
+    assert drawn[0].config == given.config == SHAPE
+    shapes = [jax.tree.map(np.shape, made.params) for made in (drawn[0], given)]
+    assert shapes[0] == shapes[1]
+    tables = [np.asarray(made.params["embedder"]["embedding"]) for made in (*drawn, given)]
+    np.testing.assert_array_equal(tables[0], tables[1])
+    assert np.abs(tables[0] - tables[2]).max() > 0.1
+    assert np.abs(tables[0] - tables[3]).max() > 0.1
+    assert tables[0].std() == pytest.approx(SHAPE.width**-0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs: expected at least 1, found 0"),
+        ({"log_every": 0}, "log_every: expected at least 1, found 0"),
+        ({"rows": 0}, "rows: expected at least 1, found 0"),
+        ({"revisions": (1, -1)}, r"revisions: expected 0, 1, 2, ..., found \(1, -1\)"),
+        ({"on_long": "cut"}, "on_long: expected one of truncate, drop, refuse, found 'cut'"),
+        ({"schedule": "linear"}, "schedule: expected one of constant, warmup_cosine"),
+    ],
+)
+def test_parameters_that_mean_no_training_are_refused_before_anything_runs(changes, message):
+    with pytest.raises(InputError, match=message):
+        finetune.check(configured(**changes), {"model": "m", "data": "d"})
+
+
+def test_a_missing_role_is_refused():
+    with pytest.raises(InputError, match="inputs: expected model and data, found no data"):
+        finetune.check(configured(), {"model": "m"})
+
+
+def test_the_plan_of_the_paper_counts_a_sequence_for_each_revision():
+    """182,831 prompts with four revisions each are 731,324 sequences (section 3.2)."""
+    chains = {
+        "records": 182_831,
+        "tokens": 182_831 * 400,
+        "revisions": 4 * 182_831,
+        "prompt_tokens": 182_831 * 100,
+    }
+    helpful = {"records": 135_296, "tokens": 135_296 * 60, "revisions": 0}
+    planned = {"model": {"parameters": 1_000}, "data": [chains, helpful]}
+    config = configured(epochs=1, sequence_length=160)
+    assert finetune.plan(config, planned | {"data": chains}) == {
+        "records": 731_324,
+        "tokens": 731_324 * 160,
+        "flops": 6.0 * 1_000 * 731_324 * 160,
+    }
+    both = finetune.plan(configured(epochs=2, sequence_length=160), planned)
+    assert both["records"] == 2 * (731_324 + 135_296)
+    assert both["tokens"] == 2 * (731_324 * 160 + 135_296 * 60)
+
+
+def test_a_plan_stops_at_max_steps():
+    planned = {"model": {"parameters": 10}, "data": {"records": 1000, "tokens": 50_000}}
+    config = configured(max_steps=5, rows=4, sequence_length=100)
+    assert finetune.plan(config, planned) == {"records": 40, "tokens": 2000, "flops": 120_000.0}
+    assert finetune.plan(configured(sequence_length=100), planned)["tokens"] == 50_000
+
+
+def test_a_plan_bounds_what_is_trained(trained, data):
+    _, counts = trained
+    given = {"records": 24, "tokens": len(data.read_text())}
+    planned = {"model": {"parameters": 10}, "data": given}
+    bound = finetune.plan(configured(epochs=20), planned)
+    assert bound["records"] == counts["records"]
+    assert counts["tokens"] <= bound["tokens"] == 24 * 20 * LENGTH
+    assert json.loads(json.dumps(bound)) == bound

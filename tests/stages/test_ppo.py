@@ -1,0 +1,364 @@
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from world_models import WORDS, human, one_device, write_model
+
+from cai_jax import checkpoints
+from cai_jax.core import mesh, training
+from cai_jax.core.metrics import read_metrics
+from cai_jax.core.optimizer import make_optimizer
+from cai_jax.data.schema import Prompt, Rollout, read_records, write_records
+from cai_jax.errors import InputError
+from cai_jax.generation.preference import preference_scores
+from cai_jax.generation.score import score as score_texts
+from cai_jax.models import weights
+from cai_jax.stages import ppo
+from cai_jax.text.dialogue import render
+
+BATCH, RESPONSE = 32, 6
+LIKED = 444  # the preference model below likes tokens from here on: half of the vocabulary
+SMALL = {
+    "prompts_per_iteration": BATCH,
+    "max_new_tokens": RESPONSE,
+    "iterations": 3,
+    "record_every": 2,
+    "learning_rate": 2e-2,
+    "kl_coefficient": 0.1,
+}
+
+
+def write_judge(folder):
+    """A preference model made by hand: it scores a text by its share of liked tokens.
+
+    Attention is uniform; its value is whether a token is liked, which the head reads.
+    """
+    write_model(folder, seed=1, preference_model=True)
+    model = checkpoints.load_model(folder)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), model.params)
+    for scale in (
+        params["final_norm"],
+        *(params["layers"][f"{n}_norm"] for n in ("attention", "mlp")),
+    ):
+        scale["scale"] += 1
+    params["embedder"]["embedding"][:, 1] = 1.0
+    params["embedder"]["embedding"][LIKED:, 0] = 1.0
+    params["layers"]["attention"]["value"][0, 0, 0, 0] = 1.0
+    params["layers"]["attention"]["out"][0, 0, 0, 2] = 1.0
+    params["score_head"]["kernel"][2] = 16.0
+    (folder / "model.safetensors").unlink()
+    weights.write_folder(folder, model.config, params)
+    return folder
+
+
+def write_prompts(path, count=20):
+    words = [WORDS[1 + number % 7] for number in range(count)]
+    write_records(
+        path,
+        [
+            Prompt(
+                f"{path.stem}-{number}",
+                human(f"tell me about the {word} {'please ' * (number % 3)}"),
+            )
+            for number, word in enumerate(words)
+        ],
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    return {
+        "model": write_model(folder / "policy"),
+        "preference_model": write_judge(folder / "judge"),
+        "prompts": [write_prompts(folder / "a.jsonl", 20), write_prompts(folder / "b.jsonl", 12)],
+    }
+
+
+def run(folder, inputs, **changes):
+    folder.mkdir()
+    return ppo.run(one_device(ppo.default_config(), **{**SMALL, **changes}), inputs, folder)
+
+
+@pytest.fixture(scope="module")
+def trained(inputs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ppo") / "rl"
+    return folder, run(folder, inputs)
+
+
+def test_metrics_of_an_iteration(trained):
+    folder, counts = trained
+    lines = read_metrics(folder)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    # The policy is the reference until the first update.
+    assert abs(lines[0]["kl"]) <= 1e-5 and lines[2]["kl"] > 1e-3
+    # A random model: nearly uniform over 888 tokens, and so hardly any response ends.
+    assert np.log(888) - 1 < lines[0]["entropy"] < np.log(888)
+    assert lines[0]["length"] == pytest.approx(RESPONSE, abs=0.5)
+    assert lines[0]["missing_eos"] >= 0.9
+    assert 0 < lines[0]["clip_fraction"] < 1
+    assert counts["records"] == 3 * BATCH and counts["dropped"] == 0
+    assert counts["tokens"] == sum(round(line["length"] * BATCH) for line in lines)
+    assert (counts["first_score"], counts["score"]) == pytest.approx(
+        (lines[0]["score"], lines[2]["score"]), rel=1e-6
+    )
+
+
+def test_rollouts_are_kept_and_scored_as_the_saved_models_score(trained, inputs):
+    folder, _ = trained
+    rollouts = read_records(folder / "rollouts.jsonl", Rollout)
+    assert [r.iteration for r in rollouts] == [1] * BATCH + [3] * BATCH
+    first = [r for r in rollouts if r.iteration == 1]
+    assert all(abs(r.kl) <= 1e-5 for r in first)
+    lines = read_metrics(folder)
+    assert np.mean([r.score for r in first]) == pytest.approx(lines[0]["score"], abs=1e-4)
+    judge = checkpoints.load_model(inputs["preference_model"])
+    texts = [
+        [*judge.tokenizer.encode(f"{render(r.dialogue)} {r.response}"), judge.tokenizer.eos_id]
+        for r in rollouts
+    ]
+    # A random policy also writes what is no text of one token: leave those out.
+    clean = [i for i, r in enumerate(rollouts) if "<" not in r.response and "\n" not in r.response]
+    same = [
+        i
+        for i in clean
+        if len(texts[i]) - len(judge.tokenizer.encode(render(rollouts[i].dialogue))) - 1 == RESPONSE
+    ]
+    assert len(same) >= 5
+    expected = preference_scores(judge, [texts[i] for i in same])
+    np.testing.assert_allclose([rollouts[i].score for i in same], expected, atol=2e-4)
+
+
+def test_saved_model_is_a_plain_language_model_that_has_moved(trained, inputs, tmp_path):
+    folder, _ = trained
+    (folder / "manifest.json").write_text("{}")
+    model, before = checkpoints.load_model(folder), checkpoints.load_model(inputs["model"])
+    assert set(model.params) == set(before.params)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), model.params, before.params)
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_same_seed_same_run_and_another_seed_another(trained, inputs, tmp_path):
+    folder, counts = trained
+    assert run(tmp_path / "rl", inputs) == counts
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        assert (tmp_path / "rl" / name).read_bytes() == (folder / name).read_bytes()
+    other = tmp_path / "other"
+    other.mkdir()
+    run(other / "rl", inputs, iterations=1, seed=1)
+    first = [read_records(of / "rollouts.jsonl", Rollout)[:BATCH] for of in (folder, other / "rl")]
+    assert {r.response for r in first[0]}.isdisjoint({r.response for r in first[1]})
+
+
+class Programs:
+    """The compiled programs of one small setting, and what they need."""
+
+    def __init__(self, inputs):
+        self.config = one_device(ppo.default_config(), **SMALL)
+        self.reference = checkpoints.load_model(inputs["model"])
+        self.judge = checkpoints.load_model(inputs["preference_model"])
+        prompts, ids, _ = ppo.read_prompts(self.config, inputs["prompts"], self.reference)
+        self.draws = ppo.draw_prompts(prompts, ids, self.config, jax.random.key(0))
+        optimizer = make_optimizer(self.config, 100)
+        self.new_state = functools.partial(
+            training.create_state,
+            ppo.with_value_head(self.reference),
+            optimizer,
+            mesh.make_mesh(self.config.mesh),
+        )
+        rollout = jax.jit(ppo.make_rollout(self.config, self.reference, self.judge.config))
+        self.rollout = lambda params, prompts: rollout(
+            params, self.reference.params, self.judge.params, prompts
+        )
+        self.update = jax.jit(
+            ppo.make_update(self.config, self.reference.config, optimizer), donate_argnums=0
+        )
+
+
+@pytest.fixture(scope="module")
+def programs(inputs):
+    return Programs(inputs)
+
+
+def test_score_rises_under_a_fixed_judge_and_the_reference_stays(programs, inputs):
+    state, _ = programs.new_state()
+    before = jax.tree.map(np.array, programs.reference.params)
+    scores, offset, key = [], 0.0, jax.random.key(1)
+    for iteration in range(40):
+        _, prompts = next(programs.draws)
+        experience = programs.rollout(state.params, prompts)
+        offset = offset if iteration else np.mean(experience.scores)
+        scores.append(float(np.mean(experience.scores)))
+        state, metrics = programs.update(
+            state, experience, offset, jax.random.fold_in(key, iteration)
+        )
+    liked = np.asarray(experience.tokens)[:, -RESPONSE:] >= LIKED
+    assert liked[np.asarray(experience.response)].mean() > 0.9
+    assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 3
+    jax.tree.map(np.testing.assert_array_equal, before, programs.reference.params)
+
+    # What the programs say of the last responses is what an independent path says.
+    _, prompts = next(programs.draws)
+    experience = jax.device_get(programs.rollout(state.params, prompts))
+    width = prompts.tokens.shape[1]
+    asked = [row[mask == 1].tolist() for row, mask in zip(prompts.tokens, prompts.mask)]
+    said = [
+        [row[present].tolist()]
+        for row, present in zip(experience.tokens[:, width:], experience.response)
+    ]
+    models = {
+        "logprobs": programs.reference._replace(params=state.params["policy"]),
+        "ref_logprobs": programs.reference,
+    }
+    for name, model in models.items():
+        found = getattr(experience, name)
+        for row, (expected,) in enumerate(score_texts(model, asked, said)):
+            np.testing.assert_allclose(found[row, : len(expected)], expected, atol=1e-4)
+    assert np.abs(experience.logprobs - experience.ref_logprobs).max() > 0.5
+
+
+def test_scores_are_read_at_an_end_token_after_the_response(programs):
+    """Also where a response has its own end, and where padding follows."""
+    eos = programs.judge.tokenizer.eos_id
+    tokens = np.array([[0, 0, 9, 450, 460, 7], [3, 9, 500, eos, 450, 450]], np.int32)
+    mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], np.int32)
+    found = ppo.score(
+        programs.judge.params, programs.judge.config, tokens, mask, jnp.array([6, 3]), eos
+    )
+    expected = preference_scores(programs.judge, [[9, 450, 460, 7, eos], [3, 9, 500, eos]])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert abs(expected[0] - expected[1]) > 0.1
+
+
+def experience_of(scores, ended, rng):
+    shape = (len(scores), 5)
+    response = np.arange(5) < np.array([[5], [3]])
+    logprobs, ref_logprobs, values = rng.normal(size=(3, *shape)).astype(np.float32)
+    empty = np.zeros(shape, np.int32)
+    return ppo.Experience(
+        empty,
+        empty,
+        response,
+        logprobs,
+        ref_logprobs,
+        values,
+        np.array(scores, np.float32),
+        np.array(ended),
+    )
+
+
+def test_returns_hold_score_offset_penalties_and_kl():
+    config = one_device(
+        ppo.default_config(), missing_eos_penalty=0.75, kl_coefficient=0.1, gae_lambda=1.0
+    )
+    experience = experience_of([2.0, 2.0], [True, False], np.random.default_rng(0))
+    advantages, returns = ppo.advantages_of(config, experience, 0.5)
+    kl = np.where(experience.response, experience.logprobs - experience.ref_logprobs, 0).sum(1)
+    # Without discounts the return of the first token is the whole reward.
+    expected = np.array([2.0 - 0.5, 2.0 - 0.5 - 0.75]) - 0.1 * kl
+    np.testing.assert_allclose(returns[:, 0], expected, atol=1e-5)
+    tokens = np.asarray(advantages)[experience.response]
+    assert tokens.mean() == pytest.approx(0, abs=1e-5)
+    assert tokens.std(ddof=1) == pytest.approx(1, abs=1e-4)
+    config.whiten_advantages = False
+    plain, _ = ppo.advantages_of(config, experience, 0.5)
+    np.testing.assert_allclose(plain[:, 0], expected - experience.values[:, 0], atol=1e-5)
+
+
+def test_prompts_come_once_before_one_comes_again_with_another_key():
+    prompts = [Prompt(str(number), human("bike")) for number in range(6)]
+    config = one_device(ppo.default_config(), prompts_per_iteration=4)
+    ids = [[7] * (1 + number % 3) for number in range(6)]
+    draws = ppo.draw_prompts(prompts, ids, config, jax.random.key(0))
+    batches = [next(draws) for _ in range(3)]
+    seen = [prompt.id for drawn, _ in batches for prompt in drawn]
+    assert sorted(seen[:6]) == sorted(seen[6:]) == sorted(p.id for p in prompts)
+    assert np.concatenate([batch.visits for _, batch in batches]).tolist() == [0] * 6 + [1] * 6
+    keys = {
+        id: tuple(key)
+        for drawn, batch in batches
+        for id, key in zip([p.id for p in drawn], batch.keys.tolist())
+    }
+    assert len(set(keys.values())) == 6
+    # Other batches and another order of the file do not change a prompt's key.
+    config.prompts_per_iteration = 6
+    drawn, batch = next(ppo.draw_prompts(prompts[::-1], ids, config, jax.random.key(0)))
+    assert {p.id: tuple(key) for p, key in zip(drawn, batch.keys.tolist())} == keys
+
+
+def test_long_prompts_are_counted_or_refused(inputs, tmp_path):
+    write_records(
+        tmp_path / "prompts.jsonl",
+        [Prompt("short", human("bike")), Prompt("long", human("bike " * 9))],
+    )
+    model = checkpoints.load_model(inputs["model"])
+    config = one_device(ppo.default_config(), max_prompt_tokens=8)
+    prompts, ids, dropped = ppo.read_prompts(config, tmp_path / "prompts.jsonl", model)
+    assert ([p.id for p in prompts], dropped) == (["short"], 1)
+    assert ids == [model.tokenizer.encode(render(prompts[0].dialogue))]
+    config.on_long = "refuse"
+    with pytest.raises(InputError, match="prompt long: expected at most 8 tokens, found "):
+        ppo.read_prompts(config, tmp_path / "prompts.jsonl", model)
+    config.on_long, config.max_prompt_tokens = "drop", 1
+    with pytest.raises(InputError, match="prompt short: expected at most 1 tokens"):
+        ppo.read_prompts(config, tmp_path / "prompts.jsonl", model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "roles", "message"),
+    [
+        ({"minibatches": 3}, {}, "prompts_per_iteration: expected a multiple of 3 "),
+        ({"clip_ratio": -0.1}, {}, "clip_ratio: expected at least 0, found -0.1"),
+        ({"iterations": 0}, {}, "iterations: expected at least 1, found 0"),
+        ({"on_long": "truncate"}, {}, "on_long: expected drop or refuse"),
+        ({}, {"preference_model": "model"}, "preference_model: expected a score head"),
+        ({}, {"model": "preference_model"}, "model: expected a language model"),
+        ({}, {"prompts": None}, "expected .* found no prompts"),
+        ({"max_new_tokens": 60}, {}, "model: expected room for .* found 64 positions"),
+    ],
+)
+def test_bad_input_is_refused(inputs, tmp_path, changes, roles, message):
+    exchanged = inputs | {role: inputs.get(other) for role, other in roles.items()}
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "rl", exchanged, **changes)
+    assert not list((tmp_path / "rl").iterdir())
+
+
+def test_another_tokenizer_is_refused(inputs, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(inputs["preference_model"], tmp_path / "judge")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary[" bike"], vocabulary[" the"] = vocabulary[" the"], vocabulary[" bike"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(InputError, match="preference_model: expected the tokenizer of the policy"):
+        run(tmp_path / "rl", {**inputs, "preference_model": folder})
+
+
+def test_stops_where_a_number_is_not_finite():
+    with pytest.raises(FloatingPointError, match="iteration 7: kl is nan; lower the learning rate"):
+        ppo.finite({"score": np.float32(1), "kl": np.float32("nan")}, 7)
+
+
+def test_plan():
+    config = one_device(
+        ppo.default_config(),
+        iterations=10,
+        prompts_per_iteration=8,
+        max_prompt_tokens=20,
+        max_new_tokens=5,
+        epochs=2,
+        minibatches=4,
+    )
+    planned = {"model": {"parameters": 3}, "preference_model": {"parameters": 2}}
+    assert ppo.plan(config, planned) == {
+        "records": 80,
+        "tokens": 400,
+        "flops": 80 * 25 * (18 * 3 + 2 * 2),
+        "updates": 80,
+    }
