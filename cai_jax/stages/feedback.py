@@ -32,6 +32,7 @@ if typing.TYPE_CHECKING:
     from cai_jax.text.questions import Question
 
 LABELS = ("soft", "hard")
+MEANS = ("choice_mass", "confidence", "label_entropy")
 
 # What is drawn, each with a key of its own.
 QUESTION, REASONING = range(2)
@@ -97,7 +98,8 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     passes = (2 if config.placement == "both" else 1) * (2 if config.chain_of_thought else 1)
     with Progress(f"{folder.name} (feedback)", passes * len(pairs), "questions") as progress:
         key = keys.base_key(config.seed, folder.name)
-        job = Job(config, model, constitution, key, device_mesh, progress, counts, Counter())
+        sums = dict.fromkeys(MEANS, 0.0)
+        job = Job(config, model, constitution, key, device_mesh, progress, counts, sums)
         if config.on_long == "refuse":
             refuse_long(job, blocks)
         comparisons = [comparison for block in blocks for comparison in judge(job, block)]
@@ -105,7 +107,7 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
         raise InputError(f"pairs {path}: expected at least one that fits, found {len(pairs)} pairs")
     write_records(folder / "comparisons.jsonl", comparisons)
     artifact.write_json(folder / "constitution.json", dataclasses.asdict(constitution))
-    means = {name: total / len(comparisons) for name, total in job.sums.items()}
+    means = {name: total / len(comparisons) for name, total in sums.items()}
     return {"records": len(comparisons), **counts, **means}
 
 
@@ -159,7 +161,7 @@ class Job(typing.NamedTuple):
     mesh: Mesh
     progress: Progress
     counts: Counter[str]
-    sums: Counter[str]  # of what is averaged over the comparisons
+    sums: dict[str, float]  # of what is averaged over the comparisons
 
 
 class Answer(typing.NamedTuple):
@@ -198,19 +200,19 @@ def judge(job: Job, pairs: Sequence[Pair]) -> list[Comparison]:
 
 def label(job: Job, logps: np.ndarray, a_is_first: np.ndarray) -> list[float]:
     """The labels of pairs, from log-probabilities [B, orders, 2] and placements [B, orders]."""
-    import numpy as np
+    import jax.numpy as jnp
 
     from cai_jax.algorithms import labels
 
-    config = job.config
-    p = labels.soft_label(logps[..., 0], logps[..., 1])
-    p = labels.placed_label(p, a_is_first).mean(axis=-1)
-    job.sums["confidence"] += float(np.maximum(p, 1 - p).sum())
+    config, (first, second) = job.config, jnp.moveaxis(jnp.asarray(logps), -1, 0)
+    p = labels.soft_label(first, second)
+    p = labels.placed_label(p, jnp.asarray(a_is_first)).mean(axis=-1)
+    job.sums["confidence"] += float(jnp.maximum(p, 1 - p).sum())
     p = labels.hard_label(p) if config.labels == "hard" else p
     low, high = config.reasoning_clamp if config.chain_of_thought else config.clamp
     p = labels.clamped_label(p, low, high)
     job.sums["label_entropy"] += float(labels.label_entropy(p).sum())
-    return np.asarray(p).tolist()
+    return p.tolist()
 
 
 def comparison(
