@@ -232,6 +232,13 @@ def test_bad_usage_is_one_line_and_leaves_nothing(job, tmp_path, capsys, flags, 
     assert os.listdir(tmp_path) == ["in.jsonl"]
 
 
+def test_two_outputs_are_two_files(job, tmp_path, capsys):
+    both = tmp_path / "nowhere" / ".." / "out.jsonl"
+    (tmp_path / "nowhere").mkdir()
+    line = refused(capsys, job, [GOOD], f"--stats={both}")
+    assert "expected another file for each output" in line
+
+
 def test_models_that_cannot_write_are_refused(job, tmp_path, capsys):
     tiny_models.write_llama(tmp_path / "pm", preference_model=True)
     line = refused(capsys, job, [GOOD], f"--model={tmp_path / 'pm'}")

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import references
 import torch
+from ml_collections import ConfigDict
 
+from cai_jax.core import mesh, sharding
 from cai_jax.errors import InputError
 from cai_jax.generation.distribution import uniforms
 from cai_jax.generation.generate import generate
+from cai_jax.generation.score import score
 from cai_jax.generation.settings import SamplingSettings, Stats
 
 # All tests decode 8 rows of 17 + 24 slots where they can, and so share compiled programs.
@@ -190,6 +193,25 @@ def test_a_completion_depends_on_its_prompt_and_key_alone(llama):
     assert len({tuple(twin.token_ids) for twin in twins}) == 6
     other = run(model, keys=(jax.random.key(12), range(8)), temperature=1.0)
     assert all(a.token_ids != b.token_ids for a, b in zip(other, base))
+
+
+def test_a_mesh_samples_and_scores_the_same(llama):
+    model, _ = llama
+    base = run(model, temperature=1.0)
+    devices = mesh.make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 1}))
+    params = jax.device_put(model.params, sharding.tree_shardings(model.params, devices))
+    split = model._replace(params=params)
+    settings = SamplingSettings(BUDGET, 1.0)
+    for batch_size in (8, 5):  # 5 rows do not divide over 4 devices, 8 do
+        found = generate(
+            split, PROMPTS, settings, (KEY, range(8)), batch_size=batch_size, mesh=devices
+        )
+        assert [c.token_ids for c in found] == [c.token_ids for c in base]
+        for one, other in zip(found, base):
+            assert np.allclose(one.logprobs, other.logprobs, atol=1e-5)
+    texts = [[completion.token_ids] for completion in base]
+    for [array], completion in zip(score(split, PROMPTS, texts, mesh=devices), base):
+        assert np.allclose(array, completion.logprobs, atol=1e-5)
 
 
 def test_first_tokens_of_many_keys_have_the_models_distribution(llama):
