@@ -33,7 +33,7 @@ if typing.TYPE_CHECKING:
     from cai_jax.models.language_model import LanguageModel
 
 ON_LONG = ("drop", "refuse")
-POSITIVE = (
+COUNTS = (
     "iterations",
     "prompts_per_iteration",
     "max_prompt_tokens",
@@ -41,6 +41,15 @@ POSITIVE = (
     "epochs",
     "minibatches",
     "record_every",
+)
+RATES = (
+    "kl_coefficient",
+    "missing_eos_penalty",
+    "gamma",
+    "gae_lambda",
+    "clip_ratio",
+    "value_clip",
+    "value_coefficient",
 )
 
 
@@ -188,12 +197,16 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
     """
     for role in ("model", "preference_model", "prompts"):
         if not inputs.get(role):
-            raise InputError(f"ppo: expected inputs.{role}, found none")
-    for name in POSITIVE:
-        if config[name] < 1:
-            raise InputError(f"{name}: expected at least 1, found {config[name]}")
+            raise InputError(
+                f"inputs: expected model, preference_model and prompts, found no {role}"
+            )
+    for names, least in ((COUNTS, 1), (RATES, 0)):
+        for name in names:
+            if config[name] < least:
+                raise InputError(f"{name}: expected at least {least}, found {config[name]}")
     if config.on_long not in ON_LONG:
         raise InputError(f"on_long: expected {' or '.join(ON_LONG)}, found {config.on_long!r}")
+    optimizers.check(config)
     check_divides(config, config.mesh.data * config.mesh.fsdp)
 
 
@@ -443,7 +456,7 @@ def make_update(config: ConfigDict, model_config: ModelConfig, optimizer: Any) -
             (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(
                 state.params, minibatch
             )
-            metrics["gradient_norm"] = optax.global_norm(gradients)
+            metrics["gradient_norm"] = optax.tree.norm(gradients)
             return apply_gradients(state, gradients, optimizer), metrics
 
         count = experience.scores.shape[0]

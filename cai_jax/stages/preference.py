@@ -161,11 +161,17 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
         InputError: no comparisons, a number that means nothing, or pairs that do not divide over
             the devices.
     """
-    if not inputs.get("comparisons"):
-        raise InputError("preference: expected at least one source in inputs.comparisons")
+    from cai_jax.data.packing import ON_LONG
+
+    for role in ("model", "comparisons"):
+        if not inputs.get(role):
+            raise InputError(f"inputs: expected model and comparisons, found no {role}")
     for name in ("epochs", "pairs", "sequence_length", "log_every"):
         if config[name] < 1:
             raise InputError(f"{name}: expected at least 1, found {config[name]}")
+    if config.on_long not in ON_LONG:
+        raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {config.on_long!r}")
+    optimizers.check(config)
     check_divides(config.pairs, config.mesh.data * config.mesh.fsdp)
 
 
@@ -222,7 +228,7 @@ def make_step(config: ModelConfig, optimizer: Any) -> Any:
         (_, sums), gradients = jax.value_and_grad(
             lambda params: loss_and_sums(params, config, batch), has_aux=True
         )(state.params)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         state = apply_gradients(state, gradients, optimizer)
         return state, sums | {"gradient_norm": norm}
 

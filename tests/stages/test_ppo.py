@@ -312,11 +312,12 @@ def test_long_prompts_are_counted_or_refused(inputs, tmp_path):
     ("changes", "roles", "message"),
     [
         ({"minibatches": 3}, {}, "prompts_per_iteration: expected a multiple of 3 "),
+        ({"clip_ratio": -0.1}, {}, "clip_ratio: expected at least 0, found -0.1"),
         ({"iterations": 0}, {}, "iterations: expected at least 1, found 0"),
         ({"on_long": "truncate"}, {}, "on_long: expected drop or refuse"),
         ({}, {"preference_model": "model"}, "preference_model: expected a score head"),
         ({}, {"model": "preference_model"}, "model: expected a language model"),
-        ({}, {"prompts": None}, "ppo: expected inputs.prompts, found none"),
+        ({}, {"prompts": None}, "expected .* found no prompts"),
         ({"max_new_tokens": 60}, {}, "model: expected room for .* found 64 positions"),
     ],
 )
