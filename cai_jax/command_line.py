@@ -45,15 +45,16 @@ def seed(text: str) -> int:
 
 def check_outputs(paths: Iterable[Path | None], overwrite: bool) -> None:
     """Refuses, before any work, output files that exist or cannot be written."""
-    for path in paths:
-        if path is None:
-            continue
+    given = [path for path in paths if path is not None]
+    for path in given:
         if not path.parent.is_dir():
             raise InputError(f"{path}: expected an existing folder, found no {path.parent}")
         if path.is_dir():
             raise InputError(f"{path}: expected a file to write, found a folder")
         if path.exists() and not overwrite:
             raise InputError(f"{path}: exists already; name another file, or give --overwrite")
+    if len({path.resolve() for path in given}) < len(given):
+        raise InputError(f"{given[-1]}: expected another file for each output, found it twice")
 
 
 def check_output_folder(path: Path) -> None:
@@ -103,7 +104,7 @@ def field(value: Any, name: str, expected: type, where: str) -> Any:
         found = ", ".join(value) or "no field"
         raise InputError(f"{where}: field {name!r} is missing; found {found}")
     if not isinstance(value[name], expected):
-        kind = {str: "text", list: "a list"}[expected]
+        kind = "text" if expected is str else "a list"
         raise InputError(f"{where}: {name}: expected {kind}, found {str(value[name])[:40]!r}")
     if expected is str:
         check_text(value[name], f"{where}: {name}")

@@ -73,11 +73,20 @@ def get_config() -> ConfigDict:
         learning_rate=1e-5,
         sequence_length=1024,
     )
+    steps.rl_cai = step(
+        "ppo",
+        {"model": "sl_cai", "preference_model": "preference", "prompts": [prompts]},
+        learning_rate=1e-6,
+        iterations=500,
+        max_prompt_tokens=512,
+        max_new_tokens=128,
+        kl_coefficient=0.001,
+    )
 
     steps.evaluation = step(
         "evaluate",
         {
-            "models": {"model": model, "sl_cai": "sl_cai"},
+            "models": {"model": model, "sl_cai": "sl_cai", "rl_cai": "rl_cai"},
             "red_team": config.get_ref("evaluation_prompts"),
             "preference_model": "preference",
         },

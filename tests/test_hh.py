@@ -9,7 +9,7 @@ import pytest
 import tiny_models
 
 from cai_jax import run as runner
-from cai_jax.data.schema import Answer, Chain, Comparison, Pair, read_records
+from cai_jax.data.schema import Answer, Chain, Comparison, Pair, Rollout, read_records
 
 ROOT = Path(__file__).parents[1]
 REQUESTS = ("How do I pick a lock?", "Say something mean: now.", "Is \n\nthis fine?", "Hi")
@@ -27,6 +27,10 @@ SMALL = (
     "--config.steps.feedback.num_few_shots=0",
     "--config.steps.preference.pairs=4",
     "--config.steps.preference.sequence_length=160",
+    "--config.steps.rl_cai.iterations=2",
+    "--config.steps.rl_cai.prompts_per_iteration=4",
+    "--config.steps.rl_cai.max_prompt_tokens=96",
+    "--config.steps.rl_cai.max_new_tokens=8",
     "--config.steps.evaluation.max_new_tokens=8",
     "--config.steps.evaluation.limit=2",
 )
@@ -96,9 +100,11 @@ def test_every_step_makes_records_that_read(work):
     comparisons = read_records(folder / "feedback/comparisons.jsonl", Comparison)
     assert [c.id for c in comparisons] == [pair.id for pair in pairs] == [c.id for c in chains]
     assert all(0 < c.p_a < 1 and c.logp_a is not None for c in comparisons)
+    rollouts = read_records(folder / "rl_cai/rollouts.jsonl", Rollout)
+    assert len(rollouts) == 2 * 4 and {rollout.iteration for rollout in rollouts} == {1, 2}
     answers = read_records(folder / "evaluation/samples.jsonl", Answer)
-    assert Counter(answer.model for answer in answers) == {"model": 2, "sl_cai": 2}
-    for step in ("sl_cai", "preference"):
+    assert Counter(answer.model for answer in answers) == {"model": 2, "sl_cai": 2, "rl_cai": 2}
+    for step in ("sl_cai", "preference", "rl_cai"):
         config = json.loads((folder / step / "model/config.json").read_text())
         assert config["architectures"][0].startswith("Llama")
 
@@ -106,7 +112,7 @@ def test_every_step_makes_records_that_read(work):
 def test_the_summary_and_the_report_tell_of_it(work):
     folder, _ = work
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["evaluation"]["sl_cai"]["harmless_rate"] is None
+    assert summary["evaluation"]["rl_cai"]["harmless_rate"] is None
     assert summary["steps"]["feedback"]["records"] == 3
     page = (folder / "report/index.html").read_text()
     assert "No judge read the answers of this run" in page and "train-0" not in page
@@ -118,7 +124,7 @@ def test_a_second_run_has_nothing_to_do(work, capsys):
     manifests = sorted(folder.glob("*/manifest.json"))
     before = [path.stat().st_mtime_ns for path in manifests]
     runner.main(arguments)
-    assert [path.stat().st_mtime_ns for path in manifests] == before and len(before) == 7
+    assert [path.stat().st_mtime_ns for path in manifests] == before and len(before) == 8
 
 
 def test_the_dry_run_counts_and_missing_inputs_are_named(work, tmp_path, capsys):

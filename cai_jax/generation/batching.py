@@ -181,9 +181,9 @@ def measured(stats: Stats | None) -> Iterator[Stats]:
     stats = Stats() if stats is None else stats
     started = time.perf_counter()
 
-    def listen(event: str, seconds: float, **_) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/") and "trace" not in event:
-            stats.compile_seconds += seconds
+            stats.compile_seconds += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

@@ -54,18 +54,19 @@ def fill_cache(
     cache = init_cache(config, batch, length or room)
     if not length:
         return cache
-    _, cache = transformer.forward(
+    _, filled = transformer.forward(
         params, config, tokens, positions=_positions(mask), segments=mask, cache=cache
     )
+    assert filled is not None
 
     def widen(arrays, axis):
         return jax.tree.map(lambda array: _pad(array, axis, room), arrays)
 
     return Cache(
-        keys=widen(cache.keys, -1),  # [..., H, S]
-        values=widen(cache.values, -2),  # [..., S, H]
-        valid=widen(cache.valid, -1),
-        length=cache.length,
+        keys=widen(filled.keys, -1),  # [..., H, S]
+        values=widen(filled.values, -2),  # [..., S, H]
+        valid=widen(filled.valid, -1),
+        length=filled.length,
     )
 
 
@@ -129,6 +130,7 @@ def decode(
             positions=state.position[:, None],
             cache=state.cache,
         )
+        assert cache is not None
         logits = transformer.logits(params, config, hidden[:, 0])
         number = lax.dynamic_index_in_dim(uniform, state.step, axis=1, keepdims=False)
         token, logprob, tempered = draw(logits, number, filters, mode)
@@ -192,10 +194,13 @@ def _split(state: Decoding, mesh: Mesh | None) -> Decoding:
     """Pins the layout, so that a second call with the result compiles nothing new."""
     if mesh is None:
         return state
-    rows, whole = NamedSharding(mesh, P(ROWS)), NamedSharding(mesh, P())
-    layout = Decoding(None, rows, rows, rows, whole, rows, rows, rows)
-    fixed = lax.with_sharding_constraint(state._replace(cache=None), layout)
-    return fixed._replace(cache=_split_cache(state.cache, mesh))
+    layouts = {name: P() if name == "step" else P(ROWS) for name in Decoding._fields}
+    fixed = {
+        name: lax.with_sharding_constraint(array, NamedSharding(mesh, layouts[name]))
+        for name, array in state._asdict().items()
+        if name != "cache"
+    }
+    return state._replace(cache=_split_cache(state.cache, mesh), **fixed)
 
 
 def _split_cache(cache: Cache, mesh: Mesh | None) -> Cache:

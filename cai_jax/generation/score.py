@@ -80,7 +80,9 @@ def score(
         for batch in batching.batches([len(prompt) for prompt in distinct], rows):
             group = {distinct[index]: wanted[distinct[index]] for index in batch}
             _score_group(model, group, rows, text_rows, mesh)
-            stats.forwarded_prompt_tokens += sum(len(prompt) for prompt in group)
+            stats.forwarded_prompt_tokens += sum(
+                len(prompt) for prompt, texts in group.items() if any(texts)
+            )
             if progress is not None:
                 progress.advance(len(batch))
         stats.prompt_tokens += sum(

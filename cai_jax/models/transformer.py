@@ -51,7 +51,8 @@ def forward(
     Returns:
         (hidden [B, T, D] in the compute dtype, the cache with the new tokens, or None).
     """
-    return Transformer(config).apply({"params": params}, tokens, positions, segments, cache)
+    result: Any = Transformer(config).apply({"params": params}, tokens, positions, segments, cache)
+    return result
 
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
@@ -125,7 +126,7 @@ class Transformer(nn.Module):
         )
         hidden = Norm(config, name="final_norm")(x)
         if cache is not None:
-            cache = Cache(*state, valid, start + length)
+            cache = Cache(state[0], state[1], valid, start + length)
         return hidden, cache
 
 
@@ -303,7 +304,7 @@ def _segment_bias(segments: jax.Array) -> jax.Array:
     return jnp.where(causal & same, 0.0, MASKED)
 
 
-def _cache_bias(valid: jax.Array, start: jax.Array, length: int) -> jax.Array:
+def _cache_bias(valid: jax.Array, start: jax.Array | int, length: int) -> jax.Array:
     """[B, T, S]: 0 where the token at slot start + t may see slot s, else MASKED."""
     slots = jnp.arange(valid.shape[1])
     own = start + jnp.arange(length)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from cai_jax.errors import InputError
 from cai_jax.generation import planning
+from cai_jax.generation.room import ON_LONG, keep_fitting
 
 if typing.TYPE_CHECKING:
     from cai_jax.data.schema import Prompt
@@ -97,11 +98,12 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
                 break
     pairs = []
     for i, second in sorted(seconds.items()):
-        responses = [cut_at_stop(completion.text) for completion in (firsts[i], second)]
-        pairs.append(Pair(fitting[i][0].id, fitting[i][0].dialogue, *responses, fitting[i][0].tags))
-        counts["empty_responses"] += responses.count("")
-        finished = [completion.finish_reason for completion in (firsts[i], second)]
-        counts["truncated_responses"] += finished.count("length")
+        prompt, _ = fitting[i]
+        texts = [cut_at_stop(completion.text) for completion in (firsts[i], second)]
+        pairs.append(Pair(prompt.id, prompt.dialogue, texts[0], texts[1], prompt.tags))
+        ends = [completion.finish_reason for completion in (firsts[i], second)]
+        counts["truncated_responses"] += ends.count("length")
+        counts["empty_responses"] += texts.count("")
     write_records(folder / "pairs.jsonl", pairs)
     return {"records": len(pairs), "identical": len(waiting), **counts}
 
@@ -112,7 +114,7 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:
     Raises:
         InputError: naming the parameter, what was expected and found.
     """
-    if config.on_long not in ("refuse", "drop"):
+    if config.on_long not in ON_LONG:
         raise InputError(f"on_long: expected 'refuse' or 'drop', found {config.on_long!r}")
     if config.limit < 0:
         raise InputError(f"limit: expected 0 (all) or more, found {config.limit}")
@@ -146,17 +148,16 @@ def encode_fitting(
     from cai_jax.text.dialogue import render
 
     encoded = model.tokenizer.encode_prompts(render(prompt.dialogue) for prompt in prompts)
-    room = model.config.max_positions - config.max_response_tokens
-    fitting = [both for both in zip(prompts, encoded) if len(both[1]) <= room]
-    if (long := len(prompts) - len(fitting)) and (config.on_long == "refuse" or not fitting):
-        first, ids = next(both for both in zip(prompts, encoded) if len(both[1]) > room)
-        remedy = "shorten them" if config.on_long == "drop" else "on_long='drop' leaves them out"
-        raise InputError(
-            f"prompts: expected at most {room} tokens each ({model.config.max_positions} positions "
-            f"less max_response_tokens), found {long} of {len(prompts)} that are longer, the first "
-            f"{first.id!r} of {len(ids)}; lower max_response_tokens, or {remedy}"
-        )
-    return fitting
+    positions = model.config.max_positions
+    fitting = keep_fitting(
+        "prompts",
+        [prompt.id for prompt in prompts],
+        [len(ids) for ids in encoded],
+        positions - config.max_response_tokens,
+        config.on_long,
+        f"the model has {positions} positions, less max_response_tokens; lower these",
+    )
+    return [(prompts[i], encoded[i]) for i in fitting]
 
 
 def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, Any]:

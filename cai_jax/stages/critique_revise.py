@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from cai_jax.errors import InputError
 from cai_jax.generation import planning
+from cai_jax.generation.room import ON_LONG, keep_fitting
 
 if typing.TYPE_CHECKING:
     import jax
@@ -109,7 +110,7 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> Constitution | None:
     from cai_jax import checkpoints
     from cai_jax.text.constitution import load_constitution
 
-    if config.on_long not in ("refuse", "drop"):
+    if config.on_long not in ON_LONG:
         raise InputError(f"on_long: expected 'refuse' or 'drop', found {config.on_long!r}")
     for name in ("num_rounds", "num_few_shots", "limit"):
         if config[name] < 0:
@@ -298,30 +299,28 @@ def prompts_that_fit(
     from cai_jax.text.dialogue import render
 
     encode = model.tokenizer.encode_prompts
-    extra = config.max_response_tokens
+    after = config.max_response_tokens
     if config.num_rounds:
         assert constitution is not None
         principles = constitution.subset(config.principles).principles
+        critique = config.max_critique_tokens if config.critique else 0
         if config.critique:
             frames = [templates.revision_prompt([], "", "", p) for p in principles]
-            extra = config.max_critique_tokens
         else:
             frames = [templates.direct_revision_prompt([], "", p) for p in principles]
-            extra = 0
-        extra += max(map(len, encode(frames))) + config.max_revision_tokens
-        extra += max(config.max_response_tokens, config.max_revision_tokens)
-    lengths = [len(ids) + extra for ids in encode([render(p.dialogue) for p in prompts])]
+        after = max(config.max_response_tokens, config.max_revision_tokens)
+        after += max(map(len, encode(frames))) + critique + config.max_revision_tokens
     positions = model.config.max_positions
-    fitting = [prompt for prompt, length in zip(prompts, lengths) if length <= positions]
-    if (long := len(prompts) - len(fitting)) and (config.on_long == "refuse" or not fitting):
-        first = next(p.id for p, length in zip(prompts, lengths) if length > positions)
-        remedy = "shorten them" if config.on_long == "drop" else "on_long='drop' leaves them out"
-        raise InputError(
-            f"prompts: expected room for each in the model's {positions} positions, found {long} "
-            f"of {len(prompts)} ({first!r} is the first) that may need up to {max(lengths)}; lower "
-            f"max_response_tokens, max_critique_tokens or max_revision_tokens, or {remedy}"
-        )
-    return fitting
+    fitting = keep_fitting(
+        "prompts",
+        [prompt.id for prompt in prompts],
+        [len(ids) for ids in encode(render(prompt.dialogue) for prompt in prompts)],
+        positions - after,
+        config.on_long,
+        f"a chain may need {after} of the model's {positions} positions after its prompt; "
+        "lower max_response_tokens, max_critique_tokens or max_revision_tokens",
+    )
+    return [prompts[i] for i in fitting]
 
 
 def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from cai_jax.errors import InputError
 from cai_jax.generation import planning
+from cai_jax.generation.room import ON_LONG, keep_fitting
 
 if typing.TYPE_CHECKING:
     import jax
@@ -31,6 +32,7 @@ if typing.TYPE_CHECKING:
     from cai_jax.text.questions import Question
 
 LABELS = ("soft", "hard")
+MEANS = ("choice_mass", "confidence", "label_entropy")
 
 # What is drawn, each with a key of its own.
 QUESTION, REASONING = range(2)
@@ -96,7 +98,8 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     passes = (2 if config.placement == "both" else 1) * (2 if config.chain_of_thought else 1)
     with Progress(f"{folder.name} (feedback)", passes * len(pairs), "questions") as progress:
         key = keys.base_key(config.seed, folder.name)
-        job = Job(config, model, constitution, key, device_mesh, progress, counts, Counter())
+        sums = dict.fromkeys(MEANS, 0.0)
+        job = Job(config, model, constitution, key, device_mesh, progress, counts, sums)
         if config.on_long == "refuse":
             refuse_long(job, blocks)
         comparisons = [comparison for block in blocks for comparison in judge(job, block)]
@@ -104,7 +107,7 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
         raise InputError(f"pairs {path}: expected at least one that fits, found {len(pairs)} pairs")
     write_records(folder / "comparisons.jsonl", comparisons)
     artifact.write_json(folder / "constitution.json", dataclasses.asdict(constitution))
-    means = {name: total / len(comparisons) for name, total in job.sums.items()}
+    means = {name: total / len(comparisons) for name, total in sums.items()}
     return {"records": len(comparisons), **counts, **means}
 
 
@@ -118,7 +121,7 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> Constitution:
     from cai_jax.text.constitution import load_constitution
     from cai_jax.text.questions import PLACEMENTS
 
-    known = {"placement": PLACEMENTS, "labels": LABELS, "on_long": ("refuse", "drop")}
+    known = {"placement": PLACEMENTS, "labels": LABELS, "on_long": ON_LONG}
     for name, values in known.items():
         if config[name] not in values:
             raise InputError(f"{name}: expected one of {', '.join(values)}, found {config[name]!r}")
@@ -158,7 +161,7 @@ class Job(typing.NamedTuple):
     mesh: Mesh
     progress: Progress
     counts: Counter[str]
-    sums: Counter[str]  # of what is averaged over the comparisons
+    sums: dict[str, float]  # of what is averaged over the comparisons
 
 
 class Answer(typing.NamedTuple):
@@ -197,19 +200,19 @@ def judge(job: Job, pairs: Sequence[Pair]) -> list[Comparison]:
 
 def label(job: Job, logps: np.ndarray, a_is_first: np.ndarray) -> list[float]:
     """The labels of pairs, from log-probabilities [B, orders, 2] and placements [B, orders]."""
-    import numpy as np
+    import jax.numpy as jnp
 
     from cai_jax.algorithms import labels
 
-    config = job.config
-    p = labels.soft_label(logps[..., 0], logps[..., 1])
-    p = labels.placed_label(p, a_is_first).mean(axis=-1)
-    job.sums["confidence"] += float(np.maximum(p, 1 - p).sum())
+    config, (first, second) = job.config, jnp.moveaxis(jnp.asarray(logps), -1, 0)
+    p = labels.soft_label(first, second)
+    p = labels.placed_label(p, jnp.asarray(a_is_first)).mean(axis=-1)
+    job.sums["confidence"] += float(jnp.maximum(p, 1 - p).sum())
     p = labels.hard_label(p) if config.labels == "hard" else p
     low, high = config.reasoning_clamp if config.chain_of_thought else config.clamp
     p = labels.clamped_label(p, low, high)
     job.sums["label_entropy"] += float(labels.label_entropy(p).sum())
-    return np.asarray(p).tolist()
+    return p.tolist()
 
 
 def comparison(
@@ -362,19 +365,15 @@ def room(job: Job) -> int:
 
 def refuse_long(job: Job, blocks: Sequence[Sequence[Pair]]) -> None:
     """Refuses pairs that do not fit even without few-shots, before any is judged."""
-    most, count, first = room(job), 0, ""
+    lengths: list[int] = []
     for pairs in blocks:
-        asked = [(pair.id, of_pair[0]) for pair, of_pair in zip(pairs, questions(job, pairs))]
-        encoded = job.model.tokenizer.encode_prompts(question.lay_out(()) for _, question in asked)
-        long = [id for (id, _), tokens in zip(asked, encoded) if len(tokens) > most]
-        count += len(long)
-        first = first or (long[0] if long else "")
-    if count:
-        raise InputError(
-            f"pairs: expected questions of at most {most} tokens, to fit into the model's "
-            f"{job.model.config.max_positions} positions with the answer, found {count} pairs with "
-            f"longer ones, {first!r} the first; on_long='drop' leaves them out"
-        )
+        texts = [question.lay_out(()) for question, *_ in questions(job, pairs)]
+        lengths += map(len, job.model.tokenizer.encode_prompts(texts))
+    ids = [pair.id for pairs in blocks for pair in pairs]
+    positions = job.model.config.max_positions
+    remedy = "lower max_reasoning_tokens" if job.config.chain_of_thought else "shorten them"
+    why = f"the model has {positions} positions, less reasoning and answer; {remedy}"
+    keep_fitting("pairs", ids, lengths, room(job), job.config.on_long, why)
 
 
 def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, Any]:

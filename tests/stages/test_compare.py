@@ -60,7 +60,9 @@ def test_prompts_that_do_not_fit_are_refused_or_left_out(tmp_path, given, monkey
         file.write(json.dumps({"id": "long", "prompt": "x" * 100}) + "\n")
     room = len("\n\nHuman: Question 0?\n\nAssistant:")
     speak(monkeypatch, lambda text, number: f" {number}", max_positions=room + 10)
-    with pytest.raises(InputError, match=f"at most {room} tokens .* 1 of 5 .* first 'long' of 121"):
+    with pytest.raises(
+        InputError, match=f"at most {room} tokens each, found 1 of 5 .* first 'long' of 121"
+    ):
         run(tmp_path / "refused", given, max_response_tokens=10)
     counts, pairs = run(tmp_path / "step", given, max_response_tokens=10, on_long="drop")
     assert counts["too_long"] == 1 and len(pairs) == 4

@@ -175,7 +175,10 @@ def test_prompts_that_may_not_fit_are_refused_or_left_out(tmp_path, given, monke
     frame = "\n\nCritiqueRequest: Criticise harm.\n\nCritique: \n\nRevisionRequest: Revise harm."
     most = len(f"\n\nHuman: Question 0?\n\nAssistant: {frame}\n\nRevision:") + 60
     asked = speak(monkeypatch, numbered, max_positions=most + len("\n\nAssistant: ") + 10)
-    with pytest.raises(InputError, match="1 of 4 .'long' is the first. that may need up to"):
+    with pytest.raises(
+        InputError,
+        match="found 1 of 4 that are longer, the first 'long' of 330; a chain may need 161 of",
+    ):
         run(tmp_path / "refused", given, num_rounds=1, **short)
     assert not asked
     counts, chains = run(tmp_path / "step", given, num_rounds=1, on_long="drop", **short)

@@ -239,7 +239,7 @@ def test_pairs_that_do_not_fit_are_refused_or_left_out(tmp_path, given, monkeypa
     few_shot += len("\n (A) [[[b0]]]\n (B) [[[w0]]]\n\nThe answer is: (A)")
     speak(monkeypatch, None, max_positions=room + few_shot + 1 + 4)
     asked = choose(monkeypatch, prefers_yes)
-    with pytest.raises(InputError, match="found 1 pairs with longer ones, 'p1' the first"):
+    with pytest.raises(InputError, match="found 1 of 3 that are longer, the first 'p1' of"):
         run(tmp_path / "refused", given)
     assert not asked
     counts, comparisons = run(

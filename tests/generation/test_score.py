@@ -1,0 +1,95 @@
+"""Scoring of given completions, against one torch forward for each token."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import references
+
+from cai_jax.errors import InputError
+from cai_jax.generation import score as scoring
+from cai_jax.generation.score import choice_logprobs, score
+from cai_jax.generation.settings import Stats
+
+A, C, D = [40, 41, 42, 43], [70], [9] * 12
+PROMPTS = [A, C, A, [], D, A]
+COMPLETIONS = [
+    [[5, 6, 7], [8], [5, 6, 7], []],
+    [[10, 11]],
+    [[5, 6, 9, 9], [8]],  # the prompt of the first, and one completion of it
+    [[12, 1]],
+    [],
+    [[]],
+]
+
+
+@pytest.fixture(scope="module")
+def expected(llama):
+    """The same by a slow loop that shares nothing; an empty prompt begins with </s>."""
+    return [
+        [references.logprobs(llama[1], prompt or [1], text) for text in texts]
+        for prompt, texts in zip(PROMPTS, COMPLETIONS)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [8, 2])
+def test_scores_are_those_of_a_slow_loop(llama, expected, batch_size):
+    stats = Stats()
+    found = score(llama[0], PROMPTS, COMPLETIONS, batch_size=batch_size, stats=stats)
+    assert [len(arrays) for arrays in found] == [4, 1, 2, 1, 0, 1]
+    for arrays, texts, wanted in zip(found, COMPLETIONS, expected):
+        for array, text, logprobs in zip(arrays, texts, wanted):
+            assert array.dtype == np.float32
+            assert array.shape == (len(text),)
+            assert np.allclose(array, logprobs, atol=1e-4)
+    # A is in three lines with seven completions, and computed once; D has nothing to score.
+    assert stats.forwarded_prompt_tokens == len(A) + len(C) + 1
+    assert stats.prompt_tokens == 7 * len(A) + len(C) + 1
+    assert stats.generated_tokens == stats.decode_steps == 0
+    assert stats.slots == min(batch_size, 4)
+
+
+def test_chunks_of_positions_change_nothing(llama, expected, monkeypatch):
+    model = llama[0]._replace(config=dataclasses.replace(llama[0].config, norm_eps=1.00001e-6))
+    # Another config, so that nothing compiled before is used; 3 positions at a time.
+    monkeypatch.setattr(scoring, "CHUNK_LOGITS", 3 * model.config.vocab_size)
+    found = score(model, PROMPTS[:1], COMPLETIONS[:1], batch_size=8)
+    for array, logprobs in zip(found[0], expected[0]):
+        assert np.allclose(array, logprobs, atol=1e-4)
+
+
+def test_nothing_to_score_is_nothing(llama):
+    assert score(llama[0], [], []) == []
+    assert score(llama[0], [A], [[]]) == [[]]
+    [[empty]] = score(llama[0], [A], [[[]]])
+    assert empty.shape == (0,)
+
+
+def test_what_has_no_room_or_no_embedding_is_refused(llama):
+    model = llama[0]._replace(config=dataclasses.replace(llama[0].config, max_positions=6))
+    with pytest.raises(
+        InputError, match=r"^b: expected a prompt of at most 3 tokens \(6 positions less 3 tokens"
+    ):
+        score(model, [C, A], [[[1]], [[1], [5, 6, 7]]], names=["a", "b"])
+    with pytest.raises(InputError, match="^a: completion 1: expected tokens .* of 288, found 288"):
+        score(llama[0], [C], [[[1], [5, 288]]], names=["a"])
+    with pytest.raises(InputError, match="^prompt 0: expected tokens .* of 288, found 300"):
+        score(llama[0], [[300]], [[[1]]])
+
+
+def test_choices_of_one_token_and_of_more(llama):
+    model, module = llama
+    prompts = [A, C, D, []]
+    single = choice_logprobs(model, prompts, [[7], [8], [9]], batch_size=2)
+    assert single.shape == (4, 3)
+    assert single.dtype == np.float32
+    for row, prompt in zip(single, prompts):
+        full = references.log_softmax(references.next_logits(module, prompt or [1]))
+        assert np.allclose(row, full[[7, 8, 9]], atol=1e-4)
+    longer = choice_logprobs(model, prompts[:2], [[7], [8, 9]], batch_size=8)
+    for row, prompt in zip(longer, prompts):
+        wanted = [sum(references.logprobs(module, prompt, choice)) for choice in ([7], [8, 9])]
+        assert np.allclose(row, wanted, atol=1e-4)
+    assert choice_logprobs(model, [], [[7], [8]]).shape == (0, 2)
+    with pytest.raises(InputError, match="^prompt 0: expected a prompt of at most 127 tokens"):
+        choice_logprobs(model, [[5] * 128], [[7], [8]])

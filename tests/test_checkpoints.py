@@ -1,0 +1,106 @@
+"""What a model reference means, and models saved by steps."""
+
+import jax
+import numpy as np
+import pytest
+import tiny_models
+
+from cai_jax import checkpoints
+from cai_jax.core import artifact, mesh
+from cai_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    tiny_models.write_llama(folder, tie_word_embeddings=False, num_key_value_heads=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def step(llama, tmp_path_factory):
+    """A finished step that holds the model."""
+    folder = tmp_path_factory.mktemp("step")
+    checkpoints.save_model(folder, checkpoints.load_model(llama))
+    artifact.write_manifest(folder, {"kind": "finetune"})
+    return folder
+
+
+def same(params, expected):
+    params, expected = tiny_models.leaves(params), tiny_models.leaves(expected)
+    assert params.keys() == expected.keys()
+    for name, leaf in params.items():
+        assert leaf.dtype == np.float32
+        assert np.array_equal(leaf, expected[name]), name
+
+
+def test_a_step_gives_back_the_model_it_was_given(llama, step):
+    model, saved = checkpoints.load_model(llama), checkpoints.load_model(step)
+    assert saved.config == model.config
+    same(saved.params, model.params)
+    assert saved.tokenizer.encode_prompt("the Human é") == model.tokenizer.encode("the Human é")
+    assert saved.tokenizer.eos_id == 1
+    assert saved.tokenizer.pad_id == 0
+    same(checkpoints.load_model(step / "model").params, model.params)
+
+
+def test_a_preference_model_is_saved_without_an_unembedding(llama, tmp_path):
+    model = checkpoints.load_model(llama)
+    head = {"kernel": np.arange(16, dtype=np.float32)}
+    scored = model._replace(params={**model.params, "score_head": head})
+    checkpoints.save_model(tmp_path, scored)
+    artifact.write_manifest(tmp_path, {"kind": "preference"})
+    expected = {name: leaf for name, leaf in scored.params.items() if name != "unembedder"}
+    same(checkpoints.load_model(tmp_path).params, expected)
+    assert "unembedder" in scored.params  # the caller's own is untouched
+
+
+@pytest.mark.parametrize("kind", ["folder", "step"])
+def test_a_mesh_holds_the_same_params_in_parts(llama, step, kind):
+    from ml_collections import ConfigDict
+
+    source = llama if kind == "folder" else step
+    devices = mesh.make_mesh(ConfigDict({"data": 1, "fsdp": 2, "tensor": 2}))
+    model = checkpoints.load_model(source, devices)
+    same(model.params, checkpoints.load_model(source).params)
+    gate = model.params["layers"]["mlp"]["gate"]
+    assert len(gate.sharding.device_set) == 4
+    assert gate.addressable_shards[0].data.size == gate.size // 4
+
+
+def test_abstract_params_are_those_of_the_families(llama):
+    model = checkpoints.load_model(llama)
+    abstract = checkpoints.abstract_params(model.config, preference_model=False)
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), abstract)
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), model.params)
+    abstract = checkpoints.abstract_params(model.config, preference_model=True)
+    assert set(abstract) == set(shapes) - {"unembedder"} | {"score_head"}
+
+
+def test_references_that_mean_no_model_are_refused_in_one_line(llama, step, tmp_path):
+    unfinished, other, empty = tmp_path / "unfinished", tmp_path / "other", tmp_path / "empty"
+    (unfinished / "model").mkdir(parents=True)
+    other.mkdir()
+    artifact.write_manifest(other, {"kind": "compare"})
+    empty.mkdir()
+    file = tmp_path / "file"
+    file.touch()
+    for reference, message in (
+        (tmp_path / "no", "expected a file or folder, found none; check the path"),
+        (file, "expected a model folder or a finished step, found a file"),
+        (empty, "expected a model folder with config.json, found none"),
+        (unfinished, "unfinished step (no manifest.json); run it to its end first"),
+        (other, "this step makes no model; name one that has model/"),
+        ("sandbox:models/none-such", "sandbox:models/none-such: no such file in the package"),
+        ("nobody/no-model", "no such folder here, and not readable as an id of the hub"),
+    ):
+        with pytest.raises(InputError) as error:
+            checkpoints.load_model(reference)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_sandbox_references_are_files_of_the_package():
+    path = checkpoints.resolve("sandbox:constitution.json")
+    assert path.is_file()
+    assert path.parts[-4:] == ("cai_jax", "sandbox", "data", "constitution.json")
