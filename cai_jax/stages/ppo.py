@@ -13,6 +13,7 @@ Axes: B responses, P prompt positions (padded on the left), R response positions
 
 from __future__ import annotations
 
+import functools
 import itertools
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from cai_jax.errors import InputError
 if typing.TYPE_CHECKING:
     import jax
 
+    from cai_jax.algorithms.ppo import Experience
     from cai_jax.data.schema import Prompt, Rollout
     from cai_jax.models.config import ModelConfig
     from cai_jax.models.language_model import LanguageModel
@@ -60,19 +62,6 @@ class PromptBatch(NamedTuple):
     mask: Any  # int32 [B, P]: 1 for a token
     keys: Any  # uint32 [B, W]: the bits of each prompt's random key
     visits: Any  # uint32 [B]: how often it was drawn before
-
-
-class Experience(NamedTuple):
-    """Sampled responses, and what the three models made of them."""
-
-    tokens: Any  # int32 [B, P + R] prompt and response
-    mask: Any  # int32 [B, P + R]: 1 for a token
-    response: Any  # bool [B, R]: True for generated tokens, the end token included
-    logprobs: Any  # float32 [B, R] of the response under the policy that sampled it
-    ref_logprobs: Any  # float32 [B, R] under the reference
-    values: Any  # float32 [B, R]: the return expected before each token
-    scores: Any  # float32 [B] of the preference model
-    ended: Any  # bool [B]: the response has its end token
 
 
 def default_config() -> ConfigDict:
@@ -116,6 +105,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     import jax
 
     from cai_jax import checkpoints
+    from cai_jax.algorithms import ppo
     from cai_jax.core import keys, mesh, sharding, training
     from cai_jax.core.metrics import MetricsWriter
     from cai_jax.core.progress import Progress
@@ -148,7 +138,11 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         out_shardings=rows,
     )
     update = jax.jit(
-        make_update(config, reference.config, optimizer),
+        ppo.make_update(
+            config,
+            functools.partial(evaluate, reference.config, config.max_new_tokens),
+            functools.partial(training.apply_gradients, optimizer=optimizer),
+        ),
         donate_argnums=0,
         in_shardings=(shardings, rows, whole, whole),
         out_shardings=(shardings, whole),
@@ -328,9 +322,11 @@ def make_rollout(
     import jax
     import jax.numpy as jnp
 
+    from cai_jax.algorithms.ppo import Experience
     from cai_jax.generation.rollout import rollout as sample
 
     eos_id = model.tokenizer.eos_id
+    opinion = functools.partial(evaluate, model.config, config.max_new_tokens)
 
     def rollout(params: Any, reference: Any, preference: Any, prompts: PromptBatch) -> Experience:
         row_keys = jax.vmap(jax.random.fold_in)(
@@ -349,9 +345,9 @@ def make_rollout(
         mask = jnp.concatenate([prompts.mask, sampled.mask.astype(jnp.int32)], axis=1)
         # Of both by the same program, not of the policy by the sampler: before the first update
         # their difference is 0, not rounding.
-        logprobs, values = evaluate(params, model.config, tokens, mask, config.max_new_tokens)
+        logprobs, values = opinion(params, tokens, mask)
         frozen = {"policy": reference, "value": params["value"]}
-        ref_logprobs, _ = evaluate(frozen, model.config, tokens, mask, config.max_new_tokens)
+        ref_logprobs, _ = opinion(frozen, tokens, mask)
         ends = sampled.mask & (sampled.tokens == eos_id)
         lengths = jnp.sum(sampled.mask & ~ends, axis=1)
         return Experience(
@@ -371,7 +367,7 @@ def make_rollout(
 
 
 def evaluate(
-    params: Any, config: ModelConfig, tokens: jax.Array, mask: jax.Array, response_length: int
+    config: ModelConfig, response_length: int, params: Any, tokens: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of the last R tokens of [B, P + R], and the values before them, [B, R]."""
     import jax.numpy as jnp
@@ -417,86 +413,6 @@ def score(
     hidden, _ = transformer.forward(params, config, tokens, positions=positions, segments=mask)
     last = jnp.take_along_axis(hidden, ends[..., None], axis=1)[:, 0]
     return transformer.scores(params, last)
-
-
-def make_update(config: ConfigDict, model_config: ModelConfig, optimizer: Any) -> Callable:
-    """The pure program update(state, experience, offset, key) -> (state, metrics).
-
-    `offset` is taken off all scores; `key` shuffles the minibatches.
-    """
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    from cai_jax.algorithms import losses
-    from cai_jax.core.training import apply_gradients
-
-    def loss(params, batch):
-        experience, advantages, returns = batch
-        logprobs, values = evaluate(
-            params, model_config, experience.tokens, experience.mask, config.max_new_tokens
-        )
-        policy_loss, clip_fraction = losses.ppo_policy_loss(
-            logprobs, experience.logprobs, advantages, experience.response, config.clip_ratio
-        )
-        value_loss = losses.ppo_value_loss(
-            values, experience.values, returns, experience.response, config.value_clip
-        )
-        return policy_loss + config.value_coefficient * value_loss, {
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "clip_fraction": clip_fraction,
-        }
-
-    def update(state, experience: Experience, offset, key):
-        batch = (experience, *advantages_of(config, experience, offset))
-
-        def step(state, rows):
-            minibatch = jax.tree.map(lambda array: array[rows], batch)
-            (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(
-                state.params, minibatch
-            )
-            metrics["gradient_norm"] = optax.tree.norm(gradients)
-            return apply_gradients(state, gradients, optimizer), metrics
-
-        count = experience.scores.shape[0]
-        orders = jax.vmap(lambda key: jax.random.permutation(key, count))(
-            jax.random.split(key, config.epochs)
-        )
-        state, metrics = jax.lax.scan(
-            step, state, orders.reshape(config.epochs * config.minibatches, -1)
-        )
-        response = experience.response
-        kl = jnp.where(response, experience.logprobs - experience.ref_logprobs, 0)
-        return state, {
-            "score": jnp.mean(experience.scores),
-            "kl": jnp.mean(jnp.sum(kl, axis=1)),
-            "kl_per_token": losses.masked_mean(kl, response),
-            "length": jnp.mean(jnp.sum(response, axis=1)),
-            "entropy": -losses.masked_mean(experience.logprobs, response),
-            "missing_eos": jnp.mean(~experience.ended),
-        } | jax.tree.map(jnp.mean, metrics)
-
-    return update
-
-
-def advantages_of(
-    config: ConfigDict, experience: Experience, offset: jax.Array | float
-) -> tuple[jax.Array, jax.Array]:
-    """Advantages and returns [B, R] of sampled responses; no gradient passes them."""
-    from cai_jax.algorithms import advantages
-
-    kl = experience.logprobs - experience.ref_logprobs
-    penalties = config.missing_eos_penalty * ~experience.ended
-    rewards = advantages.token_rewards(
-        experience.scores - offset - penalties, kl, experience.response, config.kl_coefficient
-    )
-    found, returns = advantages.generalized_advantages(
-        rewards, experience.values, experience.response, config.gamma, config.gae_lambda
-    )
-    if config.whiten_advantages:
-        found = advantages.whiten(found, experience.response)
-    return found, returns
 
 
 def to_records(

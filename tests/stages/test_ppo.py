@@ -8,6 +8,7 @@ import pytest
 from world_models import WORDS, human, one_device, write_model
 
 from cai_jax import checkpoints
+from cai_jax.algorithms import ppo as algorithm
 from cai_jax.core import mesh, training
 from cai_jax.core.metrics import read_metrics
 from cai_jax.core.optimizer import make_optimizer
@@ -174,9 +175,12 @@ class Programs:
         self.rollout = lambda params, prompts: rollout(
             params, self.reference.params, self.judge.params, prompts
         )
-        self.update = jax.jit(
-            ppo.make_update(self.config, self.reference.config, optimizer), donate_argnums=0
+        update = algorithm.make_update(
+            self.config,
+            functools.partial(ppo.evaluate, self.reference.config, RESPONSE),
+            functools.partial(training.apply_gradients, optimizer=optimizer),
         )
+        self.update = jax.jit(update, donate_argnums=0)
 
 
 @pytest.fixture(scope="module")
@@ -232,41 +236,6 @@ def test_scores_are_read_at_an_end_token_after_the_response(programs):
     expected = preference_scores(programs.judge, [[9, 450, 460, 7, eos], [3, 9, 500, eos]])
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert abs(expected[0] - expected[1]) > 0.1
-
-
-def experience_of(scores, ended, rng):
-    shape = (len(scores), 5)
-    response = np.arange(5) < np.array([[5], [3]])
-    logprobs, ref_logprobs, values = rng.normal(size=(3, *shape)).astype(np.float32)
-    empty = np.zeros(shape, np.int32)
-    return ppo.Experience(
-        empty,
-        empty,
-        response,
-        logprobs,
-        ref_logprobs,
-        values,
-        np.array(scores, np.float32),
-        np.array(ended),
-    )
-
-
-def test_returns_hold_score_offset_penalties_and_kl():
-    config = one_device(
-        ppo.default_config(), missing_eos_penalty=0.75, kl_coefficient=0.1, gae_lambda=1.0
-    )
-    experience = experience_of([2.0, 2.0], [True, False], np.random.default_rng(0))
-    advantages, returns = ppo.advantages_of(config, experience, 0.5)
-    kl = np.where(experience.response, experience.logprobs - experience.ref_logprobs, 0).sum(1)
-    # Without discounts the return of the first token is the whole reward.
-    expected = np.array([2.0 - 0.5, 2.0 - 0.5 - 0.75]) - 0.1 * kl
-    np.testing.assert_allclose(returns[:, 0], expected, atol=1e-5)
-    tokens = np.asarray(advantages)[experience.response]
-    assert tokens.mean() == pytest.approx(0, abs=1e-5)
-    assert tokens.std(ddof=1) == pytest.approx(1, abs=1e-4)
-    config.whiten_advantages = False
-    plain, _ = ppo.advantages_of(config, experience, 0.5)
-    np.testing.assert_allclose(plain[:, 0], expected - experience.values[:, 0], atol=1e-5)
 
 
 def test_prompts_come_once_before_one_comes_again_with_another_key():

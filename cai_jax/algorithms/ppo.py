@@ -1,0 +1,112 @@
+"""One update of PPO (Schulman et al. 2017), as a pure function of what was sampled.
+
+Axes: B responses, P prompt positions (padded on the left), R response positions.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cai_jax.algorithms import advantages, losses
+
+Evaluate = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""(params, tokens [B, P + R], mask) -> (log-probabilities, values) [B, R] of the response."""
+
+
+class Experience(NamedTuple):
+    """Sampled responses, and what policy, reference and preference model made of them."""
+
+    tokens: jax.Array  # [B, P + R] int32: prompt and response
+    mask: jax.Array  # [B, P + R] int32: 1 for a token
+    response: jax.Array  # [B, R] bool: True for generated tokens, the end token included
+    logprobs: jax.Array  # [B, R] of the response (nats) under the policy that sampled it
+    ref_logprobs: jax.Array  # [B, R] under the reference
+    values: jax.Array  # [B, R]: the return expected before each token
+    scores: jax.Array  # [B] of the preference model
+    ended: jax.Array  # [B] bool: the response has its end token
+
+
+def make_update(
+    config: Any, evaluate: Evaluate, apply_gradients: Callable[[Any, Any], Any]
+) -> Callable[[Any, Experience, jax.Array, jax.Array], tuple[Any, dict[str, jax.Array]]]:
+    """The pure program update(state, experience, offset, key) -> (state, metrics).
+
+    It makes `epochs` passes over the responses, in `minibatches` updates each, always against the
+    log-probabilities and values of the sampling policy. `offset` is taken off all scores; `key`
+    shuffles the minibatches.
+
+    Args:
+        config: the parameters of the ppo step.
+        evaluate: what the parameters `state.params` think of a batch.
+        apply_gradients: (state, gradients) -> state.
+    """
+
+    def loss(params, batch):
+        experience, of_tokens, returns = batch
+        logprobs, values = evaluate(params, experience.tokens, experience.mask)
+        policy_loss, clip_fraction = losses.ppo_policy_loss(
+            logprobs, experience.logprobs, of_tokens, experience.response, config.clip_ratio
+        )
+        value_loss = losses.ppo_value_loss(
+            values, experience.values, returns, experience.response, config.value_clip
+        )
+        return policy_loss + config.value_coefficient * value_loss, {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "clip_fraction": clip_fraction,
+        }
+
+    def update(state, experience, offset, key):
+        batch = (experience, *advantages_of(config, experience, offset))
+
+        def step(state, rows):
+            minibatch = jax.tree.map(lambda array: array[rows], batch)
+            (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(
+                state.params, minibatch
+            )
+            metrics["gradient_norm"] = optax.tree.norm(gradients)
+            return apply_gradients(state, gradients), metrics
+
+        orders = jax.vmap(lambda key: jax.random.permutation(key, experience.scores.shape[0]))(
+            jax.random.split(key, config.epochs)
+        )
+        orders = orders.reshape(config.epochs * config.minibatches, -1)
+        state, metrics = jax.lax.scan(step, state, orders)
+        return state, sampled_metrics(experience) | jax.tree.map(jnp.mean, metrics)
+
+    return update
+
+
+def advantages_of(
+    config: Any, experience: Experience, offset: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
+    """Advantages and returns [B, R] of sampled responses; no gradient passes them."""
+    kl = experience.logprobs - experience.ref_logprobs
+    penalties = config.missing_eos_penalty * ~experience.ended
+    rewards = advantages.token_rewards(
+        experience.scores - offset - penalties, kl, experience.response, config.kl_coefficient
+    )
+    found, returns = advantages.generalized_advantages(
+        rewards, experience.values, experience.response, config.gamma, config.gae_lambda
+    )
+    if config.whiten_advantages:
+        found = advantages.whiten(found, experience.response)
+    return found, returns
+
+
+def sampled_metrics(experience: Experience) -> dict[str, jax.Array]:
+    """What a batch of responses is like, as float32 scalars; score, kl and length a response."""
+    response = experience.response
+    kl = jnp.where(response, experience.logprobs - experience.ref_logprobs, 0)
+    return {
+        "score": jnp.mean(experience.scores),
+        "kl": jnp.mean(jnp.sum(kl, axis=1)),
+        "kl_per_token": losses.masked_mean(kl, response),
+        "length": jnp.mean(jnp.sum(response, axis=1)),
+        # An estimate from the tokens drawn, which costs nothing.
+        "entropy": -losses.masked_mean(experience.logprobs, response),
+        "missing_eos": jnp.mean(~experience.ended),
+    }
