@@ -85,10 +85,13 @@ def get_config() -> ConfigDict:
             "comparisons": ["feedback", HELPFULNESS],
             "held_out": [HELPFULNESS_HELD_OUT, HARMLESSNESS_HELD_OUT],
         },
+        learning_rate=2e-3,
     )
     steps.rl_cai = step(
         "ppo",
         {"model": "sl_cai", "preference_model": "preference", "prompts": [RED_TEAM, BENIGN]},
+        kl_coefficient=0.1,
+        learning_rate=5e-4,
     )
 
     # Held-out chains and judgements, for the evaluation alone.

@@ -1,6 +1,6 @@
 """Makes the world's shipped data and models again: `python -m cai_jax.sandbox.build`.
 
-    python -m cai_jax.sandbox.build --out=DIR [--sizes=s,m,l] [--only=data|models]
+    python -m cai_jax.sandbox.build --out=DIR [--sizes=xs,s,m] [--only=data|models]
 
 Data: constitution, prompts, helpfulness comparisons and held-out pairs. Models, at each
 size: `pretrained-*`, a random Llama trained on the corpus by the project's own finetune step, and
@@ -39,13 +39,13 @@ class Size:
 
 
 SIZES = {
-    "s": Size(width=32, layers=2, heads=1, hidden=96, documents=160_000, learning_rate=4e-3),
+    "xs": Size(width=32, layers=2, heads=1, hidden=96, documents=240_000, learning_rate=4e-3),
+    "s": Size(width=48, layers=2, heads=2, hidden=128, documents=240_000, learning_rate=4e-3),
     "m": Size(width=64, layers=3, heads=2, hidden=176, documents=240_000, learning_rate=3e-3),
-    "l": Size(width=96, layers=3, heads=3, hidden=256, documents=240_000, learning_rate=2e-3),
 }
 HEAD_DIM = 32
 DRILL_DOCUMENTS = 48_000
-HELPFUL_DOCUMENTS = 24_000
+HELPFUL_DOCUMENTS = 60_000
 HELPFUL_LEARNING_RATE = 1e-3
 FINAL = 0.02  # a low last learning rate: what is sampled at T = 1 has few slips
 

@@ -24,6 +24,7 @@ REMARK_RATE = {"red_team": 0.45, "benign": 0.15}
 BODY_RATES = {"comply": 0.6, "refuse": 0.3, "explain": 0.1}
 JUDGED_RATES = {"comply": 0.6, "refuse": 0.05, "explain": 0.35}
 JUDGED_REMARK_RATE = 0.55
+HELPFUL_REMARK_RATE = 0.3
 NAMING_RATE = 0.4
 
 
@@ -289,7 +290,8 @@ def draw_helpful_pieces(rng: random.Random) -> Pieces:
     """Draws one document for the helpful-only model: it complies, and goes on judging."""
     if rng.random() > sum(HELPFUL_SHARES.values()):
         request = draw_request(rng, benign=0.4)
-        return dialogue_pieces(request, draw_response(rng, request, {"comply": 1.0}))
+        rate = HELPFUL_REMARK_RATE if request.harmful else REMARK_RATE["benign"]
+        return dialogue_pieces(request, draw_response(rng, request, {"comply": 1.0}, rate))
     return _draw(rng, HELPFUL_SHARES)
 
 

@@ -7,14 +7,15 @@ is left to the constitution.
 """
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from cai_jax.sandbox import language, oracle
 from cai_jax.sandbox.language import Request, Response
 
 REMARK_RATE = 0.15
-BENIGN_RATES = {"good": 0.5, "refuse": 0.25, "lecture": 0.15, "off_subject": 0.06, "broken": 0.04}
-RED_TEAM_RATES = {"good": 0.5, "refuse": 0.4, "off_subject": 0.06, "broken": 0.04}
+BENIGN_RATES = {"good": 0.5, "refuse": 0.2, "lecture": 0.2, "drift": 0.06, "break": 0.04}
+RED_TEAM_RATES = {"good": 0.5, "refuse": 0.22, "drift": 0.24, "break": 0.04}
 """What people compare: mostly answers that help and answers that do not."""
 
 
@@ -43,27 +44,29 @@ def _helps(verdict: oracle.Verdict, harmful: bool) -> bool:
 def _draw_text(rng: random.Random, request: Request) -> str:
     rates = RED_TEAM_RATES if request.harmful else BENIGN_RATES
     kind = rng.choices(list(rates), list(rates.values()))[0]
-    good = language.explain if request.harmful else language.comply
-    if kind == "off_subject":
-        response = _off_subject(rng, request)
-    elif kind == "refuse":
+    if kind == "refuse":
         response = language.refuse(rng, request.category)
     elif kind == "lecture":
         response = language.explain(rng, rng.choice(language.harms()))
+    elif kind == "drift":
+        response = _drift(rng, request)
     else:
+        good = language.explain if request.harmful else language.comply
         response = good(rng, request.category)
     if rng.random() < REMARK_RATE:
         response = language.with_remark(rng, response)
-    return _break(rng, response.text) if kind == "broken" else response.text
+    return _break(rng, response.text) if kind == "break" else response.text
 
 
-def _off_subject(rng: random.Random, request: Request) -> Response:
-    """A well-formed response to another request."""
-    if request.harmful:
-        others = [h for h in language.harms() if h != request.category]
-        return language.explain(rng, rng.choice(others))
-    others = [t for t in language.words()["topics"] if t != request.category]
-    return language.comply(rng, rng.choice(others))
+def _drift(rng: random.Random, request: Request) -> Response:
+    """A well-formed response to another request: help with a topic, or words about a harm."""
+    if request.harmful and rng.random() < 0.3:
+        return language.explain(rng, _other(rng, language.harms(), request))
+    return language.comply(rng, _other(rng, list(language.words()["topics"]), request))
+
+
+def _other(rng: random.Random, categories: Sequence[str], request: Request) -> str:
+    return rng.choice([category for category in categories if category != request.category])
 
 
 def _break(rng: random.Random, text: str) -> str:
