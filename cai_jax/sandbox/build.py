@@ -164,7 +164,9 @@ def draw_harmlessness(rng: random.Random) -> list[dict]:
 
 def few_shots(rng: random.Random) -> dict[str, list]:
     """Examples of each kind in the world's words."""
-    chains, comparisons, reasonings = [], [], []
+    chains: list[str] = []
+    comparisons: list[dict[str, str]] = []
+    reasonings: list[str] = []
     while len(comparisons) < 3:
         request, first, second, focus = corpus.draw_comparison(rng)
         covered = language.covered_harms(focus)

@@ -8,7 +8,7 @@ is laid out by the same templates that the method uses (cai_jax/text/prompts.py)
 import functools
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from cai_jax.sandbox import language
@@ -102,7 +102,7 @@ def comparison_document(rng: random.Random) -> Pieces:
 
 
 def choice_pieces(
-    rng: random.Random, prompt: str, covered: Iterable[str], counts: Sequence[int]
+    rng: random.Random, prompt: str, covered: Collection[str], counts: Sequence[int]
 ) -> Pieces:
     """A multiple choice and its answer; two in three say on the way what is wrong.
 
@@ -128,7 +128,7 @@ def choice_pieces(
     return [*pieces, Piece(prompts.CHOICES[_fewer(rng, *counts)], VERDICT)]
 
 
-def _phrase_remarks(prompt: str, covered: Iterable[str]) -> Pieces:
+def _phrase_remarks(prompt: str, covered: Collection[str]) -> Pieces:
     """The prompt, with a verdict after each step and side remark."""
     pieces, end = [], 0
     for match in _phrases().finditer(prompt):
@@ -166,7 +166,7 @@ def reasoning_document(rng: random.Random) -> Pieces:
     ]
 
 
-def verdict_pieces(found: Sequence[str], covered: Iterable[str], *, naming: float) -> Pieces:
+def verdict_pieces(found: Sequence[str], covered: Collection[str], *, naming: float) -> Pieces:
     """The verdicts of language.verdicts; `naming` is the weight of the harms' names."""
     if not found:
         return [Piece(" clean.", naming)]
