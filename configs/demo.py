@@ -91,7 +91,9 @@ def get_config() -> ConfigDict:
         "ppo",
         {"model": "sl_cai", "preference_model": "preference", "prompts": [RED_TEAM, BENIGN]},
         kl_coefficient=0.1,
+        iterations=80,
         learning_rate=5e-4,
+        schedule="warmup_cosine",
     )
 
     # Held-out chains and judgements, for the evaluation alone.
