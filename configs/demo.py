@@ -85,10 +85,15 @@ def get_config() -> ConfigDict:
             "comparisons": ["feedback", HELPFULNESS],
             "held_out": [HELPFULNESS_HELD_OUT, HARMLESSNESS_HELD_OUT],
         },
+        learning_rate=2e-3,
     )
     steps.rl_cai = step(
         "ppo",
         {"model": "sl_cai", "preference_model": "preference", "prompts": [RED_TEAM, BENIGN]},
+        kl_coefficient=0.1,
+        iterations=80,
+        learning_rate=5e-4,
+        schedule="warmup_cosine",
     )
 
     # Held-out chains and judgements, for the evaluation alone.
@@ -135,5 +140,5 @@ def get_config() -> ConfigDict:
         limit=300,
         **sampling,
     )
-    steps.report = step("report", {})
+    steps.report = step("report", {"steps": list(steps)})
     return config

@@ -1,6 +1,6 @@
 """Makes the world's shipped data and models again: `python -m cai_jax.sandbox.build`.
 
-    python -m cai_jax.sandbox.build --out=DIR [--sizes=s,m,l] [--only=data|models]
+    python -m cai_jax.sandbox.build --out=DIR [--sizes=xs,s,m] [--only=data|models]
 
 Data: constitution, prompts, helpfulness comparisons and held-out pairs. Models, at each
 size: `pretrained-*`, a random Llama trained on the corpus by the project's own finetune step, and
@@ -21,7 +21,7 @@ from pathlib import Path
 from cai_jax.sandbox import corpus, human, language, oracle
 
 SEED = 0
-PAIR_COUNT, COMPARISON_COUNT = 600, {"train": 1500, "held_out": 400}
+PAIR_COUNT, COMPARISON_COUNT = 600, {"train": 3000, "held_out": 400}
 PROMPT_COUNT = {"train": 1200, "held_out": 400}
 VOCABULARY_MULTIPLE = 64
 
@@ -39,14 +39,15 @@ class Size:
 
 
 SIZES = {
-    "s": Size(width=32, layers=2, heads=1, hidden=96, documents=160_000, learning_rate=4e-3),
-    "m": Size(width=64, layers=3, heads=2, hidden=176, documents=200_000, learning_rate=3e-3),
-    "l": Size(width=96, layers=3, heads=3, hidden=256, documents=200_000, learning_rate=2e-3),
+    "xs": Size(width=32, layers=2, heads=1, hidden=96, documents=240_000, learning_rate=4e-3),
+    "s": Size(width=48, layers=2, heads=2, hidden=128, documents=240_000, learning_rate=4e-3),
+    "m": Size(width=64, layers=3, heads=2, hidden=176, documents=240_000, learning_rate=3e-3),
 }
 HEAD_DIM = 32
 DRILL_DOCUMENTS = 48_000
-HELPFUL_DOCUMENTS = 24_000
+HELPFUL_DOCUMENTS = 60_000
 HELPFUL_LEARNING_RATE = 1e-3
+FINAL = 0.02  # a low last learning rate: what is sampled at T = 1 has few slips
 
 
 def main() -> None:
@@ -134,11 +135,17 @@ def draw_pairs(rng: random.Random) -> list[dict]:
 
 
 def draw_harmlessness(rng: random.Random) -> list[dict]:
-    """Held-out comparisons by the oracle: fewer harms win. They test a PM and train nothing."""
+    """Held-out comparisons by the oracle: fewer harms win. They test a PM and train nothing.
+
+    Responses comply or explain, as those that feedback judges: SL-CAI does not flatly refuse.
+    """
+    rates = {"comply": 0.6, "explain": 0.4}
     comparisons: list[dict] = []
     while len(comparisons) < COMPARISON_COUNT["held_out"]:
         request = language.draw_request(rng, language.harms(), held_out=True)
-        a, b = (corpus.draw_judged_response(rng, request) for _ in range(2))
+        a, b = (
+            corpus.draw_response(rng, request, rates, corpus.JUDGED_REMARK_RATE) for _ in range(2)
+        )
         counts = [len(oracle.judge(request.text, response.text).harms) for response in (a, b)]
         if counts[0] == counts[1]:
             continue
@@ -157,7 +164,9 @@ def draw_harmlessness(rng: random.Random) -> list[dict]:
 
 def few_shots(rng: random.Random) -> dict[str, list]:
     """Examples of each kind in the world's words."""
-    chains, comparisons, reasonings = [], [], []
+    chains: list[str] = []
+    comparisons: list[dict[str, str]] = []
+    reasonings: list[str] = []
     while len(comparisons) < 3:
         request, first, second, focus = corpus.draw_comparison(rng)
         covered = language.covered_harms(focus)
@@ -206,7 +215,7 @@ def build_models(folder: Path, size: str, documents: int = 0) -> None:
             model=drilled,
             draw=corpus.draw_pieces,
             documents=documents or shape.documents,
-            parameters={"learning_rate": shape.learning_rate},
+            parameters={"learning_rate": shape.learning_rate, "final": FINAL},
         )
         helpful = train(
             scratch,
@@ -214,7 +223,7 @@ def build_models(folder: Path, size: str, documents: int = 0) -> None:
             model=pretrained,
             draw=corpus.draw_helpful_pieces,
             documents=min(documents or HELPFUL_DOCUMENTS, HELPFUL_DOCUMENTS),
-            parameters={"learning_rate": HELPFUL_LEARNING_RATE},
+            parameters={"learning_rate": HELPFUL_LEARNING_RATE, "final": FINAL},
         )
         for step in (pretrained, helpful):
             export(step, folder / "models" / step.name, f"--only=models --sizes={size}")

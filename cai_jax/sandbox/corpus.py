@@ -8,7 +8,7 @@ is laid out by the same templates that the method uses (cai_jax/text/prompts.py)
 import functools
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from cai_jax.sandbox import language
@@ -24,6 +24,7 @@ REMARK_RATE = {"red_team": 0.45, "benign": 0.15}
 BODY_RATES = {"comply": 0.6, "refuse": 0.3, "explain": 0.1}
 JUDGED_RATES = {"comply": 0.6, "refuse": 0.05, "explain": 0.35}
 JUDGED_REMARK_RATE = 0.55
+HELPFUL_REMARK_RATE = 0.3
 NAMING_RATE = 0.4
 
 
@@ -79,8 +80,7 @@ def chain_document(rng: random.Random) -> Pieces:
     covered, principle = language.covered_harms(focus), _principle(focus)
     revision = language.revise(rng, response, covered)
     return [
-        Piece(render(request.dialogue), RUNNING_TEXT),
-        Piece(f" {response.text}", RUNNING_TEXT),
+        *dialogue_pieces(request, response),
         Piece(f"{CRITIQUE_REQUEST} {principle.critique_request}{CRITIQUE}", 0.0),
         Piece(" findings:", ANSWER),
         *verdict_pieces(response.harms, covered, naming=ANSWER),
@@ -102,7 +102,7 @@ def comparison_document(rng: random.Random) -> Pieces:
 
 
 def choice_pieces(
-    rng: random.Random, prompt: str, covered: Iterable[str], counts: Sequence[int]
+    rng: random.Random, prompt: str, covered: Collection[str], counts: Sequence[int]
 ) -> Pieces:
     """A multiple choice and its answer; two in three say on the way what is wrong.
 
@@ -128,7 +128,7 @@ def choice_pieces(
     return [*pieces, Piece(prompts.CHOICES[_fewer(rng, *counts)], VERDICT)]
 
 
-def _phrase_remarks(prompt: str, covered: Iterable[str]) -> Pieces:
+def _phrase_remarks(prompt: str, covered: Collection[str]) -> Pieces:
     """The prompt, with a verdict after each step and side remark."""
     pieces, end = [], 0
     for match in _phrases().finditer(prompt):
@@ -166,7 +166,7 @@ def reasoning_document(rng: random.Random) -> Pieces:
     ]
 
 
-def verdict_pieces(found: Sequence[str], covered: Iterable[str], *, naming: float) -> Pieces:
+def verdict_pieces(found: Sequence[str], covered: Collection[str], *, naming: float) -> Pieces:
     """The verdicts of language.verdicts; `naming` is the weight of the harms' names."""
     if not found:
         return [Piece(" clean.", naming)]
@@ -260,15 +260,15 @@ def phrase_drill(rng: random.Random) -> Pieces:
 
 
 SHARES: Shares = {
-    dialogue_document: 0.14,
-    chain_document: 0.22,
-    comparison_document: 0.18,
-    reasoning_document: 0.10,
-    dictionary_document: 0.04,
-    critique_drill: 0.10,
-    reasoning_drill: 0.06,
-    comparison_drill: 0.16,
-    phrase_drill: 0.10,
+    dialogue_document: 0.22,
+    chain_document: 0.24,
+    comparison_document: 0.14,
+    reasoning_document: 0.09,
+    dictionary_document: 0.03,
+    critique_drill: 0.08,
+    reasoning_drill: 0.05,
+    comparison_drill: 0.08,
+    phrase_drill: 0.07,
 }
 
 DRILL_SHARES: Shares = {
@@ -290,7 +290,8 @@ def draw_helpful_pieces(rng: random.Random) -> Pieces:
     """Draws one document for the helpful-only model: it complies, and goes on judging."""
     if rng.random() > sum(HELPFUL_SHARES.values()):
         request = draw_request(rng, benign=0.4)
-        return dialogue_pieces(request, draw_response(rng, request, {"comply": 1.0}))
+        rate = HELPFUL_REMARK_RATE if request.harmful else REMARK_RATE["benign"]
+        return dialogue_pieces(request, draw_response(rng, request, {"comply": 1.0}, rate))
     return _draw(rng, HELPFUL_SHARES)
 
 

@@ -1,16 +1,22 @@
 """The world's "human" helpfulness comparisons, labelled by the oracle.
 
-As in the paper, they are about helpfulness alone: benign requests (answering beats refusing,
-drifting off and broken text), and red-team requests where neither response complies (explaining
-beats refusing, refusing beats broken text). Whether to comply with a harmful request is left to the
-constitution.
+As in the paper, they are about helpfulness alone. One of two responses helps: to a benign request,
+by answering it; to a red-team request, where neither complies, by explaining and offering something
+else. The other refuses, lectures, drifts off or is broken. Whether to comply with a harmful request
+is left to the constitution.
 """
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from cai_jax.sandbox import language, oracle
 from cai_jax.sandbox.language import Request, Response
+
+REMARK_RATE = 0.15
+BENIGN_RATES = {"good": 0.5, "refuse": 0.2, "lecture": 0.2, "drift": 0.06, "break": 0.04}
+RED_TEAM_RATES = {"good": 0.5, "refuse": 0.22, "drift": 0.24, "break": 0.04}
+"""What people compare: mostly answers that help and answers that do not."""
 
 
 def draw_comparison(rng: random.Random, *, held_out: bool) -> dict[str, Any]:
@@ -20,40 +26,47 @@ def draw_comparison(rng: random.Random, *, held_out: bool) -> dict[str, Any]:
     request = language.draw_request(rng, categories, held_out=held_out)
     while True:
         a, b = (_draw_text(rng, request) for _ in range(2))
-        ranks = [_rank(oracle.judge(request.text, text), harmful) for text in (a, b)]
-        if ranks[0] != ranks[1]:
+        helps = [_helps(oracle.judge(request.text, text), harmful) for text in (a, b)]
+        if helps[0] != helps[1]:
             break
     return {
         "dialogue": [turn._asdict() for turn in request.dialogue],
         "response_a": a,
         "response_b": b,
-        "p_a": float(ranks[0] > ranks[1]),
+        "p_a": float(helps[0]),
     }
 
 
-def _rank(verdict: oracle.Verdict, harmful: bool) -> int:
-    if verdict.broken:
-        return 0
-    return 2 if (verdict.explains if harmful else verdict.helpful) else 1
+def _helps(verdict: oracle.Verdict, harmful: bool) -> bool:
+    return verdict.explains if harmful else verdict.helpful
 
 
 def _draw_text(rng: random.Random, request: Request) -> str:
-    if rng.random() < 0.3:
-        return _off_subject(rng, request).text
-    good = language.explain if request.harmful else language.comply
-    response = (good if rng.random() < 0.6 else language.refuse)(rng, request.category)
-    if rng.random() < 0.15:
+    rates = RED_TEAM_RATES if request.harmful else BENIGN_RATES
+    kind = rng.choices(list(rates), list(rates.values()))[0]
+    if kind == "refuse":
+        response = language.refuse(rng, request.category)
+    elif kind == "lecture":
+        response = language.explain(rng, rng.choice(language.harms()))
+    elif kind == "drift":
+        response = _drift(rng, request)
+    else:
+        good = language.explain if request.harmful else language.comply
+        response = good(rng, request.category)
+    if rng.random() < REMARK_RATE:
         response = language.with_remark(rng, response)
-    return _break(rng, response.text) if rng.random() < 0.25 else response.text
+    return _break(rng, response.text) if kind == "break" else response.text
 
 
-def _off_subject(rng: random.Random, request: Request) -> Response:
-    """A well-formed response to another request."""
-    if request.harmful:
-        others = [h for h in language.harms() if h != request.category]
-        return language.explain(rng, rng.choice(others))
-    others = [t for t in language.words()["topics"] if t != request.category]
-    return language.comply(rng, rng.choice(others))
+def _drift(rng: random.Random, request: Request) -> Response:
+    """A well-formed response to another request: help with a topic, or words about a harm."""
+    if request.harmful and rng.random() < 0.3:
+        return language.explain(rng, _other(rng, language.harms(), request))
+    return language.comply(rng, _other(rng, list(language.words()["topics"]), request))
+
+
+def _other(rng: random.Random, categories: Sequence[str], request: Request) -> str:
+    return rng.choice([category for category in categories if category != request.category])
 
 
 def _break(rng: random.Random, text: str) -> str:

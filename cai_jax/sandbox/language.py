@@ -12,7 +12,7 @@ import json
 import random
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -114,9 +114,10 @@ def draw_request(rng: random.Random, categories: Sequence[str], *, held_out: boo
 
 
 def comply(rng: random.Random, category: str) -> Response:
-    """A response that gives two steps of the category."""
+    """A response that gives two steps of the category, an early one and a late one."""
     entry = words()["harms"].get(category) or words()["topics"][category]
-    first, then = rng.sample(entry["steps"], 2)
+    middle = len(entry["steps"]) // 2
+    first, then = rng.choice(entry["steps"][:middle]), rng.choice(entry["steps"][middle:])
     body = f"{rng.choice(words()['openings'])} first, {first}. then, {then}."
     return Response("comply", category, body)
 
@@ -176,28 +177,28 @@ def constitution_focuses() -> dict[str, str]:
     return focuses
 
 
-def critique(response: Response, covered: Iterable[str]) -> str:
+def critique(response: Response, covered: Collection[str]) -> str:
     """Gives every harm in the response its verdict: wrong if the principle covers it, or fine."""
     return f"findings: {verdicts(response.harms, covered)}."
 
 
-def revise(rng: random.Random, response: Response, covered: Iterable[str]) -> Response:
+def revise(rng: random.Random, response: Response, covered: Collection[str]) -> Response:
     """Removes the harms that the principle covers; leaves everything else word for word."""
+    remark_harm, remark = response.remark_harm, response.remark
+    if remark_harm in covered:
+        remark_harm, remark = None, ""
     revised = response
-    if response.remark_harm in covered:
-        revised = dataclasses.replace(revised, remark_harm=None, remark="")
     if response.kind == "comply" and response.category in covered:
-        kept = {"remark_harm": revised.remark_harm, "remark": revised.remark}
-        revised = dataclasses.replace(explain(rng, response.category), **kept)
-    return revised
+        revised = explain(rng, response.category)
+    return dataclasses.replace(revised, remark_harm=remark_harm, remark=remark)
 
 
-def reasoning(first: Response, second: Response, covered: Iterable[str]) -> str:
+def reasoning(first: Response, second: Response, covered: Collection[str]) -> str:
     """Gives each harm of both responses its own verdict under a principle."""
     return f"first: {verdicts(first.harms, covered)}. second: {verdicts(second.harms, covered)}."
 
 
-def verdicts(found: Sequence[str], covered: Iterable[str]) -> str:
+def verdicts(found: Sequence[str], covered: Collection[str]) -> str:
     """Each harm with its verdict, "theft wrong, lies fine"; "clean" if there is none."""
     if not found:
         return "clean"

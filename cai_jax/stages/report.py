@@ -124,7 +124,7 @@ def page(config: ConfigDict, steps: Iterable[Step]) -> str:
     }
     statements = {"oracle": SANDBOX, "preference_model": PREFERENCE_MODEL, "none": NO_JUDGE}
     judges = dict.fromkeys(found["judge"] for found in evaluations.values()) or ["none"]
-    sections = {
+    sections: dict[str, list[Any]] = {
         "Evaluation": [_evaluation(name, found) for name, found in evaluations.items()],
         "Training": [_training(step) for step in steps],
         "Answers": [_answers(config, step) for step in steps],
