@@ -68,15 +68,14 @@ class PromptBatch(NamedTuple):
 def default_config() -> ConfigDict:
     """Every parameter of the step; those of the optimizer (learning rate ...) stand beside."""
     config = optimizers.default_config()
-    config.learning_rate = 1e-3
-    config.schedule = "constant"
+    config.learning_rate = 3e-4
     config.weight_decay = 0.0  # would pull towards 0, not towards the reference
     config.iterations = 60  # rollouts, each with its update
     config.prompts_per_iteration = 64  # one response each
     config.max_prompt_tokens = 96
     config.on_long = "drop"  # prompts that are longer: "drop" or "refuse"
     config.max_new_tokens = 44
-    config.kl_coefficient = 0.02  # beta
+    config.kl_coefficient = 0.05  # beta
     config.missing_eos_penalty = 1.0  # taken off the score of a response without an end
     config.gamma = 1.0
     config.gae_lambda = 0.95
@@ -389,7 +388,12 @@ def make_rollout(
 def evaluate(
     config: ModelConfig, response_length: int, params: Any, tokens: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities of the last R tokens of [B, P + R], and the values before them, [B, R]."""
+    """Log-probabilities of the last R tokens of [B, P + R], and the values before them, [B, R].
+
+    The value head reads the policy's hidden states and does not shape them: in a small model the
+    errors of the first values, far larger than any advantage, would undo what it can say.
+    """
+    import jax
     import jax.numpy as jnp
 
     from cai_jax.algorithms import losses
@@ -406,7 +410,7 @@ def evaluate(
     hidden = hidden[:, -response_length:]  # [B, R, D], each before its token
     unembed = transformer.unembedding(params["policy"], config)
     logprobs = losses.token_logprobs(hidden, unembed, tokens[:, -response_length:])
-    return logprobs, transformer.scores(params["value"], hidden)
+    return logprobs, transformer.scores(params["value"], jax.lax.stop_gradient(hidden))
 
 
 def score(

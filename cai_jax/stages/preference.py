@@ -33,6 +33,7 @@ TRAINING = "training"
 def default_config() -> ConfigDict:
     """Every parameter of the step; those of the optimizer (learning rate ...) stand beside."""
     config = optimizers.default_config()
+    config.learning_rate = 2e-3
     config.epochs = 1
     config.pairs = 32  # comparisons in a batch: twice as many texts
     config.sequence_length = 160  # tokens of dialogue, response and end, at most
