@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
         "critique_revise",
         {"model": helpful, "prompts": RED_TEAM, "constitution": constitution},
         num_rounds=4,
-        limit=600,
+        limit=800,
         **chain,
         **sampling,
     )
@@ -57,15 +57,16 @@ def get_config() -> ConfigDict:
         "critique_revise",
         {"model": helpful, "prompts": BENIGN, "constitution": constitution},
         num_rounds=0,
-        limit=600,
+        limit=800,
         **chain,
         **sampling,
     )
     steps.sl_cai = step(
         "finetune",
         {"model": pretrained, "data": ["critique_revise", "helpful_samples"]},
-        epochs=2,
+        epochs=3,
         learning_rate=1e-3,
+        final=0.02,
     )
 
     # Reinforcement phase (paper section 4).

@@ -53,7 +53,7 @@ def make_update(
         value_loss = losses.ppo_value_loss(
             values, experience.values, returns, experience.response, config.value_clip
         )
-        return policy_loss + value_loss, {
+        return policy_loss + config.value_coefficient * value_loss, {
             "policy_loss": policy_loss,
             "value_loss": value_loss,
             "clip_fraction": clip_fraction,

@@ -45,7 +45,7 @@ SIZES = {
 }
 HEAD_DIM = 32
 DRILL_DOCUMENTS = 48_000
-HELPFUL_DOCUMENTS = 60_000
+HELPFUL_DOCUMENTS = 40_000
 HELPFUL_LEARNING_RATE = 1e-3
 FINAL = 0.02  # a low last learning rate: what is sampled at T = 1 has few slips
 

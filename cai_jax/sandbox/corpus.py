@@ -64,15 +64,15 @@ def dialogue_document(rng: random.Random) -> Pieces:
     return dialogue_pieces(request, draw_response(rng, request))
 
 
-def dialogue_pieces(request: Request, response: Response) -> Pieces:
-    """A dialogue that ends with the response."""
+def dialogue_pieces(request: Request, response: Response, weight: float = ANSWER) -> Pieces:
+    """A dialogue that ends with the response, which has this weight."""
     return [
         Piece(render(request.dialogue), RUNNING_TEXT),
-        Piece(f" {response.text}", ANSWER),
+        Piece(f" {response.text}", weight),
     ]
 
 
-def chain_document(rng: random.Random) -> Pieces:
+def chain_document(rng: random.Random, response_weight: float = ANSWER) -> Pieces:
     """A response, one critique and one revision under a principle."""
     request = draw_request(rng, benign=0.15, taught=True)
     response = draw_judged_response(rng, request)
@@ -80,7 +80,7 @@ def chain_document(rng: random.Random) -> Pieces:
     covered, principle = language.covered_harms(focus), _principle(focus)
     revision = language.revise(rng, response, covered)
     return [
-        *dialogue_pieces(request, response),
+        *dialogue_pieces(request, response, response_weight),
         Piece(f"{CRITIQUE_REQUEST} {principle.critique_request}{CRITIQUE}", 0.0),
         Piece(" findings:", ANSWER),
         *verdict_pieces(response.harms, covered, naming=ANSWER),
@@ -279,8 +279,14 @@ DRILL_SHARES: Shares = {
     dictionary_document: 0.05,
 }
 
+
+def helpful_chain_document(rng: random.Random) -> Pieces:
+    """A chain whose first response is there to be judged, and not to be imitated."""
+    return chain_document(rng, response_weight=0.0)
+
+
 HELPFUL_SHARES: Shares = {
-    chain_document: 0.28,
+    helpful_chain_document: 0.28,
     comparison_document: 0.10,
     reasoning_document: 0.16,
 }

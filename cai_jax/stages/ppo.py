@@ -28,7 +28,6 @@ from cai_jax.errors import InputError
 
 if typing.TYPE_CHECKING:
     import jax
-    import optax
 
     from cai_jax.algorithms.ppo import Experience
     from cai_jax.data.schema import Prompt, Rollout
@@ -52,7 +51,7 @@ RATES = (
     "gae_lambda",
     "clip_ratio",
     "value_clip",
-    "value_learning_rate",
+    "value_coefficient",
 )
 
 
@@ -83,8 +82,8 @@ def default_config() -> ConfigDict:
     config.epochs = 2  # passes over an iteration's responses
     config.minibatches = 2  # updates in a pass
     config.clip_ratio = 0.2
-    config.value_learning_rate = 1e-2  # of the value head, a linear map, at its peak
-    config.value_clip = 1.0  # of a value's change in an iteration, in the scores' unit
+    config.value_clip = 0.2
+    config.value_coefficient = 0.1
     config.record_every = 10  # iterations between two that are kept in rollouts.jsonl
     return config
 
@@ -124,7 +123,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     draws = draw_prompts(prompts, ids, config, sample_key)
 
     num_updates = config.iterations * config.epochs * config.minibatches
-    optimizer = make_optimizer(config, num_updates)
+    optimizer = optimizers.make_optimizer(config, num_updates)
     state, shardings = training.create_state(with_value_head(reference), optimizer, device_mesh)
     rows, whole = sharding.batch_sharding(device_mesh), sharding.replicated(device_mesh)
     rollout = jax.jit(
@@ -309,25 +308,6 @@ def with_value_head(model: LanguageModel) -> dict[str, Any]:
     from cai_jax.models import transformer
 
     return {"policy": model.params, "value": transformer.add_score_head({}, model.config)}
-
-
-def make_optimizer(config: ConfigDict, num_updates: int) -> optax.GradientTransformation:
-    """Policy and value head apart, each with its learning rate and clipped by its own norm.
-
-    The scores of a preference model mean something up to a constant a prompt. Until the values know
-    it, all responses to some prompts look bad and are unlearned alike, so the values have to be
-    quick.
-    """
-    import optax
-
-    of_values = ConfigDict(config.to_dict() | {"learning_rate": config.value_learning_rate})
-    return optax.multi_transform(
-        {
-            "policy": optimizers.make_optimizer(config, num_updates),
-            "value": optimizers.make_optimizer(of_values, num_updates),
-        },
-        {"policy": "policy", "value": "value"},
-    )
 
 
 def make_rollout(
