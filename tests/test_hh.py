@@ -101,7 +101,7 @@ def test_every_step_makes_records_that_read(work):
     assert [c.id for c in comparisons] == [pair.id for pair in pairs] == [c.id for c in chains]
     assert all(0 < c.p_a < 1 and c.logp_a is not None for c in comparisons)
     rollouts = read_records(folder / "rl_cai/rollouts.jsonl", Rollout)
-    assert len(rollouts) == 2 * 4 and {rollout.iteration for rollout in rollouts} == {1, 2}
+    assert len(rollouts) == 2 * 4 * 2 and {rollout.iteration for rollout in rollouts} == {1, 2}
     answers = read_records(folder / "evaluation/samples.jsonl", Answer)
     assert Counter(answer.model for answer in answers) == {"model": 2, "sl_cai": 2, "rl_cai": 2}
     for step in ("sl_cai", "preference", "rl_cai"):

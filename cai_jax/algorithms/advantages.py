@@ -32,6 +32,22 @@ def token_rewards(
     return jnp.where(mask, penalties + jnp.where(last, scores.astype(jnp.float32)[:, None], 0), 0)
 
 
+def others_mean(scores: jax.Array, samples: int) -> jax.Array:
+    """The mean score [B] of the other responses to the same prompt.
+
+    A baseline that does not depend on the response itself, and so biases no gradient (Kool et al.
+    2019; Ahmadian et al. 2024). A preference model is trained on comparisons of responses to one
+    prompt: how it ranks a prompt above another means nothing, and is taken out here.
+
+    Args:
+        scores: [B], those of one prompt next to each other.
+        samples: responses to a prompt, at least 2; divides B.
+    """
+    groups = scores.reshape(-1, samples)
+    others = jnp.sum(groups, axis=1, keepdims=True) - groups
+    return (others / (samples - 1)).reshape(scores.shape)
+
+
 def generalized_advantages(
     rewards: jax.Array, values: jax.Array, mask: jax.Array, gamma: float, gae_lambda: float
 ) -> tuple[jax.Array, jax.Array]:

@@ -36,7 +36,7 @@ def make_update(
 
     It makes `epochs` passes over the responses, in `minibatches` updates each, always against the
     log-probabilities and values of the sampling policy. `offset` is taken off all scores; `key`
-    shuffles the minibatches.
+    shuffles the responses into minibatches.
 
     Args:
         config: the parameters of the ppo step.
@@ -83,12 +83,15 @@ def make_update(
 def advantages_of(
     config: Any, experience: Experience, offset: jax.Array | float
 ) -> tuple[jax.Array, jax.Array]:
-    """Advantages and returns [B, R] of sampled responses; no gradient passes them."""
+    """Advantages and returns [B, R] of sampled responses; no gradient passes them.
+
+    With several samples a prompt, in rows that follow one another, `offset` cancels.
+    """
     kl = experience.logprobs - experience.ref_logprobs
-    penalties = config.missing_eos_penalty * ~experience.ended
-    rewards = advantages.token_rewards(
-        experience.scores - offset - penalties, kl, experience.response, config.kl_coefficient
-    )
+    scores = experience.scores - offset - config.missing_eos_penalty * ~experience.ended
+    if config.samples_per_prompt > 1:
+        scores = scores - advantages.others_mean(scores, config.samples_per_prompt)
+    rewards = advantages.token_rewards(scores, kl, experience.response, config.kl_coefficient)
     found, returns = advantages.generalized_advantages(
         rewards, experience.values, experience.response, config.gamma, config.gae_lambda
     )

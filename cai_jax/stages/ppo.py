@@ -5,6 +5,10 @@ penalty paid token by token. An iteration is two compiled programs: `rollout` sa
 each of B prompts and evaluates policy, reference and preference model on it; `update` makes a few
 passes of clipped policy and value gradients over them (Schulman et al. 2017).
 
+A preference model is trained on comparisons of responses to one prompt, and how it ranks a prompt
+above another is an accident. So the responses to a prompt are each other's baseline: without it,
+whatever is said to prompts of low scores is unlearned, the language with it.
+
 Responses are sampled at temperature 1 from the whole vocabulary, so that the log-probabilities of
 the ratio and of the KL are those of the distribution that was sampled from.
 
@@ -38,6 +42,7 @@ ON_LONG = ("drop", "refuse")
 COUNTS = (
     "iterations",
     "prompts_per_iteration",
+    "samples_per_prompt",
     "max_prompt_tokens",
     "max_new_tokens",
     "epochs",
@@ -70,7 +75,9 @@ def default_config() -> ConfigDict:
     config.learning_rate = 3e-4
     config.weight_decay = 0.0  # would pull towards 0, not towards the reference
     config.iterations = 60  # rollouts, each with its update
-    config.prompts_per_iteration = 64  # one response each
+    config.prompts_per_iteration = 32
+    # Responses to a prompt; from two on they are each other's baseline. 1: the values alone are.
+    config.samples_per_prompt = 2
     config.max_prompt_tokens = 96
     config.on_long = "drop"  # prompts that are longer: "drop" or "refuse"
     config.max_new_tokens = 44
@@ -171,10 +178,10 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     write_records(folder / "rollouts.jsonl", records)
     policy = LanguageModel(reference.config, state.params["policy"], reference.tokenizer)
     checkpoints.save_model(folder, policy)
-    responses = config.iterations * config.prompts_per_iteration
+    responses = config.prompts_per_iteration * config.samples_per_prompt
     return {
-        "records": responses,
-        "tokens": round(sum(line["length"] for line in history) * config.prompts_per_iteration),
+        "records": config.iterations * responses,
+        "tokens": round(sum(line["length"] for line in history) * responses),
         "dropped": dropped,
         "first_score": history[0]["score"],
         "score": history[-1]["score"],
@@ -208,10 +215,11 @@ def check_divides(config: ConfigDict, parts: int) -> None:
     if parts < 0:  # an axis of -1 shows its size when the devices are there
         return
     pieces = config.minibatches * parts
-    if config.prompts_per_iteration % pieces:
+    responses = config.prompts_per_iteration * config.samples_per_prompt
+    if responses % pieces:
         raise InputError(
-            f"prompts_per_iteration: expected a multiple of {pieces} (minibatches x data x fsdp "
-            f"devices), found {config.prompts_per_iteration}"
+            f"prompts_per_iteration x samples_per_prompt: expected a multiple of {pieces} "
+            f"(minibatches x data x fsdp devices), found {responses}"
         )
 
 
@@ -276,8 +284,8 @@ def draw_prompts(
 ) -> Iterator[tuple[list[Prompt], PromptBatch]]:
     """Batches without end. All prompts come once, in some order, before one comes again.
 
-    What is sampled from a prompt depends on its id and on how often it came before, not on the
-    batch that it is in.
+    The rows of one prompt stand together. What is sampled from a prompt depends on its id and on
+    how often it was sampled before, not on the batch that it is in.
     """
     import jax
 
@@ -290,11 +298,15 @@ def draw_prompts(
         mask[row, width - len(of_prompt) :] = 1
     bits = record_keys(key, [prompt.id for prompt in prompts])
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+    samples = config.samples_per_prompt
     stream = (
-        (index, visit) for visit in itertools.count() for index in rng.permutation(len(prompts))
+        (index, turn * samples + sample)
+        for turn in itertools.count()
+        for index in rng.permutation(len(prompts))
+        for sample in range(samples)
     )
     while True:
-        drawn = list(itertools.islice(stream, config.prompts_per_iteration))
+        drawn = list(itertools.islice(stream, config.prompts_per_iteration * samples))
         chosen = [index for index, _ in drawn]
         visits = np.array([visit for _, visit in drawn], np.uint32)
         yield (
@@ -462,7 +474,7 @@ def finite(metrics: dict[str, Any], iteration: int) -> dict[str, float]:
 
 def plan(config: ConfigDict, planned: dict[str, Any]) -> dict[str, Any]:
     """Responses, their tokens at most, and FLOPs of sampling, evaluating and training on them."""
-    responses = config.iterations * config.prompts_per_iteration
+    responses = config.iterations * config.prompts_per_iteration * config.samples_per_prompt
     tokens = responses * (config.max_prompt_tokens + config.max_new_tokens)
     policy, preference = (
         planned.get(role, {}).get("parameters", 0) for role in ("model", "preference_model")

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cai_jax.algorithms.advantages import generalized_advantages, token_rewards, whiten
+from cai_jax.algorithms.advantages import (
+    generalized_advantages,
+    others_mean,
+    token_rewards,
+    whiten,
+)
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -30,6 +35,12 @@ def test_scores_are_not_cut_to_integers():
     rewards = token_rewards(jnp.array([0.7]), jnp.zeros((1, 2), jnp.int32), mask, 0.1)
     assert rewards.dtype == jnp.float32
     np.testing.assert_allclose(rewards, [[0.0, 0.7]], atol=1e-7)
+
+
+def test_the_baseline_is_the_mean_of_the_others():
+    scores = jnp.array([1.0, 2.0, 6.0, 0.0, -1.0, 4.0])
+    np.testing.assert_allclose(others_mean(scores, 3), [4, 3.5, 1.5, 1.5, 2, -0.5], atol=1e-6)
+    np.testing.assert_allclose(others_mean(scores, 2), [2, 1, 0, 6, 4, -1], atol=1e-6)
 
 
 def slow_advantages(rewards, values, mask, gamma, gae_lambda):

@@ -21,6 +21,7 @@ def settings(**changes):
         **{
             "kl_coefficient": 0.1,
             "missing_eos_penalty": 0.75,
+            "samples_per_prompt": 1,
             "gamma": 1.0,
             "gae_lambda": 1.0,
             "whiten_advantages": True,
@@ -83,6 +84,18 @@ def test_returns_hold_score_offset_penalties_and_kl():
     assert tokens.std(ddof=1) == pytest.approx(1, abs=1e-4)
     plain, _ = ppo.advantages_of(settings(whiten_advantages=False), experience, 0.5)
     np.testing.assert_allclose(plain[:, 0], expected - 0.3, atol=1e-5)
+
+
+def test_other_samples_of_the_prompt_are_the_baseline():
+    """How a preference model ranks prompts teaches nothing: only how it ranks their responses."""
+    config = settings(samples_per_prompt=2, kl_coefficient=0.0)
+    scores, ended = [7.0, 5.0, -3.0, -3.5], [True, True, True, False]
+    experience = experience_of(start().params, scores, ended=ended)
+    advantages, returns = ppo.advantages_of(config, experience, 0.0)
+    # The last is 0.5 worse, and without its end 0.75 more.
+    np.testing.assert_allclose(returns[:, 0], [2.0, -2.0, 1.25, -1.25], atol=1e-6)
+    shifted = experience._replace(scores=experience.scores + np.array([9, 9, -4, -4], np.float32))
+    np.testing.assert_allclose(ppo.advantages_of(config, shifted, 1.5)[0], advantages, atol=1e-5)
 
 
 def test_first_update_is_the_policy_gradient():

@@ -30,7 +30,7 @@ SETTINGS = {
     "ppo": (
         ppo,
         {
-            "prompts_per_iteration": 8,
+            "prompts_per_iteration": 4,
             "max_new_tokens": 5,
             "iterations": 2,
             "learning_rate": 1e-3,

@@ -25,12 +25,14 @@ from cai_jax.text.dialogue import render
 BATCH, RESPONSE = 32, 6
 LIKED = 444  # the preference model below likes tokens from here on: half of the vocabulary
 SMALL = {
-    "prompts_per_iteration": BATCH,
+    "prompts_per_iteration": BATCH // 2,
+    "samples_per_prompt": 2,
     "max_new_tokens": RESPONSE,
     "iterations": 3,
     "record_every": 2,
     "learning_rate": 2e-2,
-    "kl_coefficient": 0.1,
+    "schedule": "constant",
+    "kl_coefficient": 0.02,
 }
 
 
@@ -257,7 +259,7 @@ def test_scores_are_read_at_an_end_token_after_the_response(programs):
 
 def test_prompts_come_once_before_one_comes_again_with_another_key():
     prompts = [Prompt(str(number), human("bike")) for number in range(6)]
-    config = one_device(ppo.default_config(), prompts_per_iteration=4)
+    config = one_device(ppo.default_config(), prompts_per_iteration=4, samples_per_prompt=1)
     ids = [[7] * (1 + number % 3) for number in range(6)]
     draws = ppo.draw_prompts(prompts, ids, config, jax.random.key(0))
     batches = [next(draws) for _ in range(3)]
@@ -274,6 +276,18 @@ def test_prompts_come_once_before_one_comes_again_with_another_key():
     config.prompts_per_iteration = 6
     drawn, batch = next(ppo.draw_prompts(prompts[::-1], ids, config, jax.random.key(0)))
     assert {p.id: tuple(key) for p, key in zip(drawn, batch.keys.tolist())} == keys
+
+
+def test_samples_of_a_prompt_stand_together_and_differ():
+    prompts = [Prompt(str(number), human("bike")) for number in range(3)]
+    config = one_device(ppo.default_config(), prompts_per_iteration=2, samples_per_prompt=3)
+    draws = ppo.draw_prompts(prompts, [[7], [8, 9], [7]], config, jax.random.key(0))
+    batches = [next(draws) for _ in range(3)]
+    rows = [prompt.id for drawn, _ in batches for prompt in drawn]
+    assert all(len(set(rows[first : first + 3])) == 1 for first in range(0, 18, 3))
+    assert sorted(rows[:9:3]) == sorted(rows[9::3]) == ["0", "1", "2"]
+    visits = np.concatenate([batch.visits for _, batch in batches])
+    assert visits.tolist() == [0, 1, 2] * 3 + [3, 4, 5] * 3
 
 
 def test_long_prompts_are_counted_or_refused(inputs, tmp_path):
@@ -297,7 +311,7 @@ def test_long_prompts_are_counted_or_refused(inputs, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "roles", "message"),
     [
-        ({"minibatches": 3}, {}, "prompts_per_iteration: expected a multiple of 3 "),
+        ({"minibatches": 3}, {}, "samples_per_prompt: expected a multiple of 3 .*, found 32"),
         ({"clip_ratio": -0.1}, {}, "clip_ratio: expected at least 0, found -0.1"),
         ({"iterations": 0}, {}, "iterations: expected at least 1, found 0"),
         ({"on_long": "truncate"}, {}, "on_long: expected drop or refuse"),
@@ -335,7 +349,8 @@ def test_plan():
     config = one_device(
         ppo.default_config(),
         iterations=10,
-        prompts_per_iteration=8,
+        prompts_per_iteration=4,
+        samples_per_prompt=2,
         max_prompt_tokens=20,
         max_new_tokens=5,
         epochs=2,
