@@ -64,8 +64,8 @@ def get_config() -> ConfigDict:
     steps.sl_cai = step(
         "finetune",
         {"model": pretrained, "data": ["critique_revise", "helpful_samples"]},
-        epochs=3,
-        learning_rate=1e-3,
+        epochs=2,
+        learning_rate=5e-4,
         final=0.02,
     )
 
@@ -93,8 +93,7 @@ def get_config() -> ConfigDict:
         {"model": "sl_cai", "preference_model": "preference", "prompts": [RED_TEAM, BENIGN]},
         kl_coefficient=0.1,
         iterations=80,
-        learning_rate=5e-4,
-        schedule="warmup_cosine",
+        learning_rate=4e-4,
     )
 
     # Held-out chains and judgements, for the evaluation alone.
@@ -138,7 +137,6 @@ def get_config() -> ConfigDict:
         judge="oracle",
         anchor="sl_cai",
         max_new_tokens=44,
-        limit=300,
         **sampling,
     )
     steps.report = step("report", {"steps": list(steps)})
