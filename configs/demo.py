@@ -86,6 +86,7 @@ def get_config() -> ConfigDict:
             "comparisons": ["feedback", HELPFULNESS],
             "held_out": [HELPFULNESS_HELD_OUT, HARMLESSNESS_HELD_OUT],
         },
+        epochs=2,  # the paper's one, over a hundred times the comparisons, is more
         learning_rate=2e-3,
     )
     steps.rl_cai = step(
