@@ -87,14 +87,14 @@ def get_config() -> ConfigDict:
             "held_out": [HELPFULNESS_HELD_OUT, HARMLESSNESS_HELD_OUT],
         },
         epochs=2,  # the paper's one, over a hundred times the comparisons, is more
-        learning_rate=2e-3,
+        learning_rate=1e-3,
     )
     steps.rl_cai = step(
         "ppo",
         {"model": "sl_cai", "preference_model": "preference", "prompts": [RED_TEAM, BENIGN]},
-        kl_coefficient=0.1,
-        iterations=80,
-        learning_rate=4e-4,
+        kl_coefficient=0.2,
+        iterations=100,
+        learning_rate=3e-4,
     )
 
     # Held-out chains and judgements, for the evaluation alone.
