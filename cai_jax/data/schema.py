@@ -9,6 +9,7 @@ import json
 import os
 import types
 import typing
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -183,8 +184,8 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
                         f"{path}:{number}: expected one JSON object, found {line[:40]!r} "
                         f"({error.msg} at column {error.colno})"
                     ) from None
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    except (UnicodeDecodeError, EOFError, OSError, zlib.error, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON Lines in UTF-8: {error}") from None
 
 
 def parse(expected: Any, value: Any, where: str) -> Any:

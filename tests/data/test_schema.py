@@ -90,8 +90,20 @@ def test_files_that_are_no_text_are_refused(tmp_path):
     with pytest.raises(InputError, match="expected a JSON Lines file, found none"):
         list(schema.json_lines(path))
     path.write_bytes(b'"\xff"\n')
-    with pytest.raises(InputError, match="cannot be read as UTF-8 text"):
+    with pytest.raises(InputError, match="cannot be read as JSON Lines"):
         list(schema.json_lines(path))
     (tmp_path / "x.jsonl.gz").write_bytes(b"plain")
-    with pytest.raises(InputError, match="cannot be read as UTF-8 text"):
+    with pytest.raises(InputError, match="cannot be read as JSON Lines"):
         list(schema.json_lines(tmp_path / "x.jsonl.gz"))
+
+
+def test_a_damaged_or_bottomless_file_is_one_line_too(tmp_path):
+    whole = gzip.compress(b'{"a": 1}\n' * 400)
+    damaged = tmp_path / "damaged.jsonl.gz"
+    damaged.write_bytes(whole[:12] + bytes(byte ^ 0xFF for byte in whole[12:-8]) + whole[-8:])
+    deep = tmp_path / "deep.jsonl"
+    deep.write_text("[" * 100_000 + "]" * 100_000 + "\n")
+    for path in (damaged, deep):
+        with pytest.raises(InputError, match=f"{path.name}.*cannot be read as JSON Lines") as error:
+            list(schema.json_lines(path))
+        assert "\n" not in str(error.value)
