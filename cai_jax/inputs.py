@@ -104,7 +104,7 @@ def parameter_count(folder: Path) -> int:
 
     config, preference_model = weights.read_config(folder)
     return sum(
-        math.prod(families.params_shape(tensor, config)) * (config.layers if tensor.stacked else 1)
+        math.prod(families.file_shape(tensor, config)) * (config.layers if tensor.stacked else 1)
         for tensor in families.tensors(config, preference_model)
     )
 

@@ -42,22 +42,22 @@ def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
     """
     folder = Path(folder)
     config, preference_model = read_config(folder)
-    stored = _stored(folder)
+    stored = _stored(folder, config)
     params: dict[str, Any] = {}
     for tensor in families.tensors(config, preference_model):
         shape = families.params_shape(tensor, config)
-        if tensor.stacked:
-            array = np.empty((config.layers, *shape), np.float32)
-            for layer in range(config.layers):
-                name = tensor.name.format(layer=layer)
-                array[layer] = _read(tensor, name, stored, config, folder)
-        else:
-            array = np.array(_read(tensor, tensor.name, stored, config, folder), np.float32)
-        node = params
-        for key in tensor.path[:-1]:
-            node = node.setdefault(key, {})
-        node[tensor.path[-1]] = array
-    _refuse_unknown(stored, folder)
+        layers = config.layers if tensor.stacked else 1
+        arrays = [np.empty((layers, *shape), np.float32) for _ in tensor.paths]
+        for layer in range(layers):
+            parts = _read(tensor, tensor.name.format(layer=layer), stored, config, folder)
+            for array, part in zip(arrays, parts):
+                array[layer] = part
+        for path, array in zip(tensor.paths, arrays):
+            node = params
+            for key in path[:-1]:
+                node = node.setdefault(key, {})
+            node[path[-1]] = array if tensor.stacked else array[0]
+    _refuse_unknown(stored, config, folder)
     return config, params
 
 
@@ -65,11 +65,11 @@ def check_folder(folder: Path) -> None:
     """Refuses what `read_folder` would, from config.json and the headers of the weights alone."""
     folder = Path(folder)
     config, preference_model = read_config(folder)
-    stored = _stored(folder)
+    stored = _stored(folder, config)
     for tensor in families.tensors(config, preference_model):
         for layer in range(config.layers if tensor.stacked else 1):
             _take(tensor, tensor.name.format(layer=layer), stored, config, folder)
-    _refuse_unknown(stored, folder)
+    _refuse_unknown(stored, config, folder)
 
 
 def write_folder(
@@ -158,16 +158,17 @@ def _weight_files(folder: Path) -> list[Path]:
     raise InputError(f"{folder}: expected {SINGLE} or {INDEX}, found no weights")
 
 
-def _stored(folder: Path) -> dict[str, _Stored]:
-    """Where the tensors of a folder are, by the headers of its files."""
+def _stored(folder: Path, config: ModelConfig) -> dict[str, _Stored]:
+    """Where the tensors of a folder are, by the headers of its files, under the names we know."""
     stored: dict[str, _Stored] = {}
     for file in _weight_files(folder):
-        stored |= _contents(file)
+        for name, entry in _contents(file).items():
+            stored[families.known_name(name, config)] = entry
     return stored
 
 
-def _refuse_unknown(stored: dict[str, _Stored], folder: Path) -> None:
-    unknown = sorted(name for name in stored if not families.is_ignored(name))
+def _refuse_unknown(stored: dict[str, _Stored], config: ModelConfig, folder: Path) -> None:
+    unknown = sorted(name for name in stored if not families.is_ignored(name, config))
     if unknown:
         raise InputError(
             f"{folder}: tensor {unknown[0]}: not part of a model with this config.json "
@@ -207,7 +208,7 @@ def _read(
     stored: dict[str, _Stored],
     config: ModelConfig,
     folder: Path,
-) -> np.ndarray:
+) -> tuple[np.ndarray, ...]:
     """Takes one tensor out of `stored`, checked, in the axes of the params tree."""
     found = _take(tensor, name, stored, config, folder)
     array = np.memmap(found.file, DTYPES[found.dtype], "r", found.start, found.shape)
@@ -243,12 +244,16 @@ def _named_arrays(
 ) -> Iterator[tuple[str, np.ndarray]]:
     dtype = DTYPES["BF16"] if config.dtype == "bfloat16" else np.float32
     for tensor in families.tensors(config, preference_model):
-        node: Any = params
-        for key in tensor.path:
-            node = node[key]
-        array = np.asarray(node).astype(dtype)
-        for layer, part in enumerate(array if tensor.stacked else array[None]):
-            yield tensor.name.format(layer=layer), families.to_file(tensor, part, config)
+        arrays = [np.asarray(_leaf(params, path)).astype(dtype) for path in tensor.paths]
+        for layer in range(config.layers if tensor.stacked else 1):
+            parts = [array[layer] if tensor.stacked else array for array in arrays]
+            yield tensor.name.format(layer=layer), families.to_file(tensor, parts, config)
+
+
+def _leaf(params: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        params = params[key]
+    return params
 
 
 def _json_object(path: Path) -> dict[str, Any]:
