@@ -70,15 +70,18 @@ def model_folder(reference: str | Path) -> Path:
     return path / MODEL if finished else path
 
 
-def load_model(reference: str | Path, mesh: Mesh | None = None) -> LanguageModel:
+def load_model(
+    reference: str | Path, mesh: Mesh | None = None, dtype: str = "float32"
+) -> LanguageModel:
     """Loads a model and its tokenizer.
 
     Args:
         reference: see the top of this file.
         mesh: where to put the params, by the table of `core/sharding.py`; None: default device.
+        dtype: of the params: "float32", for training, or "bfloat16".
 
     Returns:
-        The model with float32 params on devices. A preference model's have a `score_head`.
+        The model with its params on devices. A preference model's have a `score_head`.
 
     Raises:
         InputError: the reference means no model, or one that this package cannot compute.
@@ -91,20 +94,21 @@ def load_model(reference: str | Path, mesh: Mesh | None = None) -> LanguageModel
     from cai_jax.models.language_model import LanguageModel
 
     folder = model_folder(reference)
+    place = None if mesh is None else lambda tree: sharding.tree_shardings(tree, mesh)
     if not (folder / PARAMS).is_dir():
-        config, params = weights.read_folder(folder)
-        if mesh is None:
-            return LanguageModel(config, jax.device_put(params), load_tokenizer(folder))
-        params = jax.device_put(params, sharding.tree_shardings(params, mesh))
+        config, params = weights.read_folder(folder, place, dtype)
         return LanguageModel(config, params, load_tokenizer(folder))
 
     config, preference_model = weights.read_config(folder)
-    abstract = abstract_params(config, preference_model)
-    if mesh is not None:
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype),
+        abstract_params(config, preference_model),
+    )
+    if place is not None:
         abstract = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             abstract,
-            sharding.tree_shardings(abstract, mesh),
+            place(abstract),
         )
     return LanguageModel(
         config, checkpoint.restore(folder / PARAMS, abstract), load_tokenizer(folder)

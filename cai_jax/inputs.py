@@ -27,7 +27,7 @@ MAKERS = {
     "model": ("finetune", "ppo", "preference"),
     "models": ("finetune", "ppo", "preference"),
     "preference_model": ("preference",),
-    "prompts": (),
+    "prompts": ("red_team",),
     "data": ("critique_revise",),
     "chains": ("critique_revise",),
     "pairs": ("compare",),

@@ -35,6 +35,8 @@ def get_config() -> ConfigDict:
     constitution = config.get_ref("constitution")
 
     sampling = {"batch_size": 256}
+    # The paper samples at T = 1; models of 0.2M parameters slip there, and SL-CAI would learn it.
+    without_slips = {"top_p": 0.95}
     # The world's models read short contexts alone, and were pretrained on the very task.
     chain = {
         "num_few_shots": 0,
@@ -49,7 +51,7 @@ def get_config() -> ConfigDict:
         "critique_revise",
         {"model": helpful, "prompts": RED_TEAM, "constitution": constitution},
         num_rounds=4,
-        limit=800,
+        **without_slips,
         **chain,
         **sampling,
     )
@@ -57,7 +59,7 @@ def get_config() -> ConfigDict:
         "critique_revise",
         {"model": helpful, "prompts": BENIGN, "constitution": constitution},
         num_rounds=0,
-        limit=800,
+        **without_slips,
         **chain,
         **sampling,
     )

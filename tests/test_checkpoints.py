@@ -1,6 +1,7 @@
 """What a model reference means, and models saved by steps."""
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import tiny_models
@@ -66,6 +67,17 @@ def test_a_mesh_holds_the_same_params_in_parts(llama, step, kind):
     gate = model.params["layers"]["mlp"]["gate"]
     assert len(gate.sharding.device_set) == 4
     assert gate.addressable_shards[0].data.size == gate.size // 4
+
+
+@pytest.mark.parametrize("kind", ["folder", "step"])
+def test_half_precision_is_the_rounded_whole(llama, step, kind):
+    source = llama if kind == "folder" else step
+    half = tiny_models.leaves(checkpoints.load_model(source, dtype="bfloat16").params)
+    whole = tiny_models.leaves(checkpoints.load_model(source).params)
+    assert half.keys() == whole.keys()
+    for name, leaf in half.items():
+        assert leaf.dtype == ml_dtypes.bfloat16
+        assert np.array_equal(leaf, np.asarray(whole[name]).astype(ml_dtypes.bfloat16)), name
 
 
 def test_abstract_params_are_those_of_the_families(llama):

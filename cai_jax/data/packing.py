@@ -1,4 +1,9 @@
-"""Several examples in one row, each for itself: no padding wasted, nothing seen across."""
+"""Several examples in one row, each for itself: no padding wasted, nothing seen across.
+
+Rows are assigned before the first update, so that a schedule knows how many there will be, and
+every example and every lost token is counted. (Of grain's packers, ConcatThenSplit cuts examples
+where a row ends, and FirstFitPack knows neither the number of rows nor the records in them.)
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple

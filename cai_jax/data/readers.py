@@ -12,6 +12,8 @@ from cai_jax.errors import InputError
 TURN = re.compile(r"\n\n(Human|Assistant):")
 """What begins a turn in the files of HH-RLHF, and so in no turn's text."""
 
+PROMPTS = "prompts.jsonl"  # in the folder of a step
+
 FORMS = "'dialogue' (a Prompt), 'prompt' (text), or 'chosen' and 'rejected' (as in HH-RLHF)"
 
 
@@ -25,13 +27,15 @@ def read_prompts(path: Path, limit: int = 0) -> list[Prompt]:
       last human turn in it. Other fields become tags.
 
     Args:
-        path: the file.
+        path: the file, or the folder of a step that makes prompts.
         limit: at most so many, from the top; 0: all.
 
     Raises:
         InputError: naming file, line and field, and what was expected.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / PROMPTS
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
     prompts: dict[str, Prompt] = {}
     for number, (where, value) in enumerate(json_lines(path)):

@@ -38,6 +38,18 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
+class DroppedPrompt:
+    """A generated prompt that was not kept; `of` is the id of the prompt that it repeats, if any,
+    and `similarity` their Jaccard index."""
+
+    id: str
+    text: str
+    reason: str
+    of: str | None = None
+    similarity: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Piece:
     """A stretch of a document; `weight` multiplies the loss on its tokens (0: context only)."""
 

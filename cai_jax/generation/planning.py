@@ -10,14 +10,16 @@ def prompts_taken(planned: Any, limit: int) -> tuple[int, float]:
     """How many prompts a step takes, and their tokens.
 
     Args:
-        planned: {"records", "tokens"} of a file of prompts, or a list of them.
+        planned: {"records", "tokens"} of a file of prompts, or what a step that makes prompts plans
+            ("prompt_tokens": those of its prompts), or a list of them.
         limit: at most so many of each file; 0: all.
     """
     records, tokens = 0, 0.0
     for counts in planned if isinstance(planned, Sequence) else [planned]:
         taken = min(counts["records"], limit) if limit else counts["records"]
         records += taken
-        tokens += counts["tokens"] * taken / max(counts["records"], 1)
+        there = counts.get("prompt_tokens", counts["tokens"])
+        tokens += there * taken / max(counts["records"], 1)
     return records, tokens
 
 

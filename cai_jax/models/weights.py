@@ -1,75 +1,82 @@
 """Reads and writes Hugging Face model folders: `config.json` and safetensors, nothing else.
 
-Pickled weights are refused, since unpickling runs code. Files are mapped into memory and copied
-one layer at a time into the stacked arrays, so reading needs little more than the result.
+Pickled weights are refused, since unpickling runs code. Both ways go tensor by tensor: each device
+is given its own part of an array, of which alone the bytes are read, and the layers of a stacked
+array are put together on the devices. The host holds one tensor besides, not the model.
 """
 
+import functools
 import json
 import math
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from cai_jax.errors import InputError
-from cai_jax.models import families
+from cai_jax.models import families, tensor_files
 from cai_jax.models.config import ModelConfig
+from cai_jax.models.tensor_files import Outgoing, Stored
 
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 SHARD_BYTES = 5 * 10**9  # of one file, as the hub prefers
 
+Place = Callable[[Any], Any]
 
-class _Stored(NamedTuple):
-    file: Path
-    dtype: str
+
+class _Leaf(NamedTuple):
+    """An array of the params tree: where it comes from, one place a layer if it is stacked."""
+
+    tensor: families.Tensor
     shape: tuple[int, ...]
-    start: int  # in bytes, from the file's beginning
+    stored: tuple[Stored, ...]
 
 
-def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """Reads a model folder: its config, and its params as float32 numpy arrays.
+def read_folder(
+    folder: Path, place: Place | None = None, dtype: str = "float32"
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """Reads a model folder: its config, and its params on devices.
 
     A preference model's params have a `score_head`.
+
+    Args:
+        folder: with config.json, and one safetensors file or several with their index.
+        place: gives a tree of shardings for the params tree of `jax.ShapeDtypeStruct`s; by default
+            all is on the default device.
+        dtype: of the params, whatever the files have: "float32" or "bfloat16".
 
     Raises:
         InputError: no weights, pickled weights, another architecture, an unsupported option, a
             missing, unknown or misshapen tensor.
     """
-    folder = Path(folder)
-    config, preference_model = read_config(folder)
-    stored = _stored(folder)
-    params: dict[str, Any] = {}
-    for tensor in families.tensors(config, preference_model):
-        shape = families.params_shape(tensor, config)
-        if tensor.stacked:
-            array = np.empty((config.layers, *shape), np.float32)
-            for layer in range(config.layers):
-                name = tensor.name.format(layer=layer)
-                array[layer] = _read(tensor, name, stored, config, folder)
-        else:
-            array = np.array(_read(tensor, tensor.name, stored, config, folder), np.float32)
-        node = params
-        for key in tensor.path[:-1]:
-            node = node.setdefault(key, {})
-        node[tensor.path[-1]] = array
-    _refuse_unknown(stored, folder)
-    return config, params
+    import jax
+
+    from cai_jax.models import placing
+
+    config, leaves = _leaves(Path(folder))
+    places: Any = None
+    if place is not None:
+        places = place(_tree((f.tensor, jax.ShapeDtypeStruct(f.shape, dtype)) for f in leaves))
+    arrays = []
+    # The largest first: what is held besides is small when nearly everything is there.
+    for leaf in sorted(leaves, key=lambda leaf: -math.prod(leaf.shape)):
+        array = placing.put(
+            leaf.shape,
+            jax.numpy.dtype(dtype),
+            _at(places, leaf.tensor),
+            functools.partial(_read, leaf, config, jax.numpy.dtype(dtype)),
+            stacked=leaf.tensor.stacked,
+        )
+        arrays.append((leaf.tensor, array))
+    return config, _tree(arrays)
 
 
 def check_folder(folder: Path) -> None:
     """Refuses what `read_folder` would, from config.json and the headers of the weights alone."""
-    folder = Path(folder)
-    config, preference_model = read_config(folder)
-    stored = _stored(folder)
-    for tensor in families.tensors(config, preference_model):
-        for layer in range(config.layers if tensor.stacked else 1):
-            _take(tensor, tensor.name.format(layer=layer), stored, config, folder)
-    _refuse_unknown(stored, folder)
+    _leaves(Path(folder))
 
 
 def write_folder(
@@ -86,34 +93,30 @@ def write_folder(
     Args:
         folder: an existing folder.
         config: the model's shape.
-        params: arrays that this process can read in full.
+        params: arrays that this process can read in full; they are fetched a layer at a time.
         special_tokens: ids under "bos", "eos" and "pad"; a classifier needs "pad" to run batches.
         shard_bytes: the size above which the weights are split over several files.
     """
-    from safetensors.numpy import save_file
-
     folder = Path(folder)
     preference_model = "score_head" in params
     write_config(folder, config, preference_model, special_tokens or {})
-    shards: list[dict[str, np.ndarray]] = [{}]
+    shards: list[list[Outgoing]] = [[]]
     filled = 0
-    for name, array in _named_arrays(config, params, preference_model):
-        if filled and filled + array.nbytes > shard_bytes:
-            shards.append({})
+    for tensor in _outgoing(config, params, preference_model):
+        if filled and filled + tensor.num_bytes > shard_bytes:
+            shards.append([])
             filled = 0
-        shards[-1][name] = array
-        filled += array.nbytes
+        shards[-1].append(tensor)
+        filled += tensor.num_bytes
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     if len(shards) == 1:
         names = [SINGLE]
     for file_name, shard in zip(names, shards):
-        save_file(shard, folder / file_name, metadata={"format": "pt"})
-        # safetensors makes files that only their owner can read.
-        shutil.copymode(folder / "config.json", folder / file_name)
+        tensor_files.write(folder / file_name, shard)
     if len(shards) > 1:
         index = {
-            "metadata": {"total_size": sum(a.nbytes for shard in shards for a in shard.values())},
-            "weight_map": {n: file for file, shard in zip(names, shards) for n in shard},
+            "metadata": {"total_size": sum(t.num_bytes for shard in shards for t in shard)},
+            "weight_map": {t.name: file for file, shard in zip(names, shards) for t in shard},
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
@@ -123,7 +126,13 @@ def read_config(folder: Path) -> tuple[ModelConfig, bool]:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise InputError(f"{folder}: expected a model folder with config.json, found none")
-    return families.read_config(_json_object(path), str(path))
+    values = _json_object(path)
+    try:
+        return families.read_config(values, str(path))
+    except InputError as error:
+        if not values.get("auto_map") or "architectures" not in str(error):
+            raise
+        raise InputError(f"{error}; its auto_map names code to run, which is never done") from None
 
 
 def write_config(
@@ -135,6 +144,53 @@ def write_config(
     """Writes a folder's `config.json`."""
     values = families.write_config(config, preference_model, special_tokens)
     (Path(folder) / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _leaves(folder: Path) -> tuple[ModelConfig, list[_Leaf]]:
+    """The config and every array of the params tree, all checked, nothing of them read."""
+    config, preference_model = read_config(folder)
+    stored: dict[str, Stored] = {}
+    for file in _weight_files(folder):
+        stored |= tensor_files.contents(file)
+    leaves, used = [], set()
+    for tensor in families.tensors(config, preference_model):
+        layers = config.layers if tensor.stacked else 1
+        names = [tensor.name.format(layer=layer) for layer in range(layers)]
+        places = tuple(_checked(tensor, name, stored, config, folder) for name in names)
+        shape = families.params_shape(tensor, config)
+        leaves.append(_Leaf(tensor, (layers, *shape) if tensor.stacked else shape, places))
+        used |= set(names)
+    unknown = sorted(name for name in stored.keys() - used if not families.is_ignored(name))
+    if unknown:
+        raise InputError(
+            f"{folder}: tensor {unknown[0]}: not part of a model with this config.json "
+            f"({len(unknown)} such); the model would compute something else"
+        )
+    return config, leaves
+
+
+def _checked(
+    tensor: families.Tensor,
+    name: str,
+    stored: Mapping[str, Stored],
+    config: ModelConfig,
+    folder: Path,
+) -> Stored:
+    expected = families.file_shape(tensor, config)
+    found = stored.get(name)
+    if found is None:
+        raise InputError(f"{folder}: tensor {name} of shape {list(expected)} is missing")
+    if found.shape != expected:
+        raise InputError(
+            f"{found.file}: tensor {name}: expected shape {list(expected)} by config.json, "
+            f"found {list(found.shape)}"
+        )
+    if found.dtype not in tensor_files.DTYPES:
+        raise InputError(
+            f"{found.file}: tensor {name}: expected one of {', '.join(tensor_files.DTYPES)}, found "
+            f"{found.dtype}; quantized weights are not supported"
+        )
+    return found
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -149,7 +205,7 @@ def _weight_files(folder: Path) -> list[Path]:
             if not file.is_file():
                 raise InputError(f"{folder / INDEX}: names {file.name}, which is not in the folder")
         return files
-    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
     if pickles:
         raise InputError(
             f"{folder}: expected safetensors weights, found only {pickles[0]}, a pickle, which can "
@@ -158,97 +214,54 @@ def _weight_files(folder: Path) -> list[Path]:
     raise InputError(f"{folder}: expected {SINGLE} or {INDEX}, found no weights")
 
 
-def _stored(folder: Path) -> dict[str, _Stored]:
-    """Where the tensors of a folder are, by the headers of its files."""
-    stored: dict[str, _Stored] = {}
-    for file in _weight_files(folder):
-        stored |= _contents(file)
-    return stored
+def _read(leaf: _Leaf, config: ModelConfig, dtype: Any, index: tuple[slice, ...]) -> np.ndarray:
+    """A part of an array; no other bytes of the files are touched."""
+
+    def layer(stored: Stored, index: tuple[slice, ...]) -> np.ndarray:
+        # `from_file` gives a view of the file, and the index a view of that.
+        return families.from_file(leaf.tensor, stored.mapped(), config)[index]
+
+    if not leaf.tensor.stacked:
+        return np.array(layer(leaf.stored[0], index), dtype)
+    stored = leaf.stored[index[0]]
+    first = layer(stored[0], index[1:])
+    array = np.empty((len(stored), *first.shape), dtype)
+    for number, place in enumerate(stored):
+        array[number] = layer(place, index[1:])
+    return array
 
 
-def _refuse_unknown(stored: dict[str, _Stored], folder: Path) -> None:
-    unknown = sorted(name for name in stored if not families.is_ignored(name))
-    if unknown:
-        raise InputError(
-            f"{folder}: tensor {unknown[0]}: not part of a model with this config.json "
-            f"({len(unknown)} such); the model would compute something else"
-        )
-
-
-def _contents(file: Path) -> dict[str, _Stored]:
-    """The tensors of a safetensors file: an 8-byte length, a JSON header, then the data."""
-    size = file.stat().st_size
-    try:
-        with open(file, "rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > size:
-                raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        stored = {}
-        for name, entry in header.items():
-            start, stop = entry["data_offsets"]
-            if 8 + length + stop > size:
-                raise ValueError(f"tensor {name} ends after the file")
-            shape = tuple(entry["shape"])
-            if entry["dtype"] in DTYPES:
-                needed = math.prod(shape) * np.dtype(DTYPES[entry["dtype"]]).itemsize
-                if needed != stop - start:
-                    raise ValueError(f"tensor {name} of {stop - start} bytes needs {needed}")
-            stored[name] = _Stored(file, entry["dtype"], shape, 8 + length + start)
-        return stored
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: not a whole safetensors file: {error}") from None
-
-
-def _read(
-    tensor: families.Tensor,
-    name: str,
-    stored: dict[str, _Stored],
-    config: ModelConfig,
-    folder: Path,
-) -> np.ndarray:
-    """Takes one tensor out of `stored`, checked, in the axes of the params tree."""
-    found = _take(tensor, name, stored, config, folder)
-    array = np.memmap(found.file, DTYPES[found.dtype], "r", found.start, found.shape)
-    return families.from_file(tensor, array, config)
-
-
-def _take(
-    tensor: families.Tensor,
-    name: str,
-    stored: dict[str, _Stored],
-    config: ModelConfig,
-    folder: Path,
-) -> _Stored:
-    expected = families.file_shape(tensor, config)
-    found = stored.pop(name, None)
-    if found is None:
-        raise InputError(f"{folder}: tensor {name} of shape {list(expected)} is missing")
-    if found.shape != expected:
-        raise InputError(
-            f"{found.file}: tensor {name}: expected shape {list(expected)} by config.json, "
-            f"found {list(found.shape)}"
-        )
-    if found.dtype not in DTYPES:
-        raise InputError(
-            f"{found.file}: tensor {name}: expected one of {', '.join(DTYPES)}, found "
-            f"{found.dtype}; quantized weights are not supported"
-        )
-    return found
-
-
-def _named_arrays(
+def _outgoing(
     config: ModelConfig, params: Mapping[str, Any], preference_model: bool
-) -> Iterator[tuple[str, np.ndarray]]:
-    dtype = DTYPES["BF16"] if config.dtype == "bfloat16" else np.float32
+) -> Iterator[Outgoing]:
+    """The tensors of the files; each is fetched from its device when it is written."""
+    dtype = "BF16" if config.dtype == "bfloat16" else "F32"
+
+    def fetch(tensor: families.Tensor, layer: int) -> np.ndarray:
+        array = _at(params, tensor)
+        array = np.asarray(array[layer] if tensor.stacked else array)
+        return families.to_file(tensor, array.astype(tensor_files.DTYPES[dtype]), config)
+
     for tensor in families.tensors(config, preference_model):
-        node: Any = params
-        for key in tensor.path:
-            node = node[key]
-        array = np.asarray(node).astype(dtype)
-        for layer, part in enumerate(array if tensor.stacked else array[None]):
-            yield tensor.name.format(layer=layer), families.to_file(tensor, part, config)
+        shape = families.file_shape(tensor, config)
+        for layer in range(config.layers if tensor.stacked else 1):
+            name = tensor.name.format(layer=layer)
+            yield Outgoing(name, dtype, shape, functools.partial(fetch, tensor, layer))
+
+
+def _tree(leaves: Any) -> dict[str, Any]:
+    """Nested dicts of (tensor, anything) pairs, by the tensors' paths."""
+    tree: dict[str, Any] = {}
+    for tensor, leaf in leaves:
+        node = tree
+        for key in tensor.path[:-1]:
+            node = node.setdefault(key, {})
+        node[tensor.path[-1]] = leaf
+    return tree
+
+
+def _at(tree: Any, tensor: families.Tensor) -> Any:
+    return functools.reduce(lambda node, key: node[key], tensor.path, tree) if tree else None
 
 
 def _json_object(path: Path) -> dict[str, Any]:

@@ -15,14 +15,16 @@ import hashlib
 import json
 import random
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from cai_jax.sandbox import corpus, human, language, oracle
 
 SEED = 0
+# Settings were chosen on what seed 0 draws for validation; what is reported was drawn afterwards.
+HELD_OUT_SEED = 1
 PAIR_COUNT, COMPARISON_COUNT = 600, {"train": 3000, "held_out": 400}
-PROMPT_COUNT = {"train": 1200, "held_out": 400}
+PROMPT_COUNT = {"train": 1200, "validation": 400, "held_out": 400}
 VOCABULARY_MULTIPLE = 64
 
 
@@ -78,35 +80,51 @@ def write_data(folder: Path) -> None:
     }
     text = json.dumps(constitution, indent=2, ensure_ascii=False)
     (folder / "constitution.json").write_text(text + "\n", encoding="utf-8")
-    for split in ("train", "held_out"):
-        held_out = split == "held_out"
-        for kind in ("red_team", "benign"):
-            rng = random.Random(f"prompts {kind} {split} {SEED}")
-            prompts = draw_prompts(rng, kind, PROMPT_COUNT[split], held_out=held_out)
+    for kind in ("red_team", "benign"):
+        for split, prompts in draw_prompt_splits(kind).items():
             write_lines(folder / f"prompts/{kind}_{split}.jsonl", prompts)
-        rng = random.Random(f"helpfulness {split} {SEED}")
+    for split, seed in (("train", SEED), ("held_out", HELD_OUT_SEED)):
+        rng = random.Random(f"helpfulness {split} {seed}")
         comparisons = [
             {"id": f"helpfulness-{split}-{i}", "source": "human"}
-            | human.draw_comparison(rng, held_out=held_out)
+            | human.draw_comparison(rng, held_out=split == "held_out")
             for i in range(COMPARISON_COUNT[split])
         ]
         write_lines(folder / f"comparisons/helpfulness_{split}.jsonl", comparisons)
-    write_lines(folder / "pairs/held_out.jsonl", draw_pairs(random.Random(f"pairs {SEED}")))
-    harmlessness = draw_harmlessness(random.Random(f"harmlessness {SEED}"))
+    write_lines(
+        folder / "pairs/held_out.jsonl", draw_pairs(random.Random(f"pairs {HELD_OUT_SEED}"))
+    )
+    harmlessness = draw_harmlessness(random.Random(f"harmlessness {HELD_OUT_SEED}"))
     write_lines(folder / "comparisons/harmlessness_held_out.jsonl", harmlessness)
 
 
-def draw_prompts(rng: random.Random, kind: str, count: int, *, held_out: bool) -> list[dict]:
-    """Distinct requests, spread evenly over the categories."""
+def draw_prompt_splits(kind: str) -> dict[str, list[dict]]:
+    """The prompts of every split: all texts differ, and training's scenes are its own."""
+
+    def drawn(split: str, stream: str, but: Sequence[dict] = ()) -> list[dict]:
+        rng = random.Random(f"prompts {kind} {stream}")
+        return draw_prompts(rng, kind, split, {prompt["dialogue"][0]["text"] for prompt in but})
+
+    validation = drawn("validation", f"held_out {SEED}")
+    return {
+        "train": drawn("train", f"train {SEED}"),
+        "validation": validation,
+        "held_out": drawn("held_out", f"held_out {HELD_OUT_SEED}", but=validation),
+    }
+
+
+def draw_prompts(rng: random.Random, kind: str, split: str, but: Collection[str]) -> list[dict]:
+    """Distinct requests of a split, spread evenly over the categories, without the texts `but`."""
     categories = list(language.words()["harms" if kind == "red_team" else "topics"])
     requests: dict[str, language.Request] = {}
-    while len(requests) < count:
+    while len(requests) < PROMPT_COUNT[split]:
         category = categories[len(requests) % len(categories)]
-        request = language.draw_request(rng, [category], held_out=held_out)
-        requests.setdefault(request.text, request)
+        request = language.draw_request(rng, [category], held_out=split != "train")
+        if request.text not in but:
+            requests.setdefault(request.text, request)
     return [
         {
-            "id": f"{kind}-{'held-out' if held_out else 'train'}-{i}",
+            "id": f"{kind}-{split.replace('_', '-')}-{i}",
             "dialogue": [turn._asdict() for turn in request.dialogue],
             "tags": {"category": request.category},
         }

@@ -6,9 +6,7 @@ of all rounds, beside the responses of chains without rounds) or weighted docume
 
 from __future__ import annotations
 
-import itertools
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +79,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core import keys, mesh, sharding, training
     from cai_jax.core.metrics import MetricsWriter
     from cai_jax.core.progress import Progress
-    from cai_jax.data import packing
+    from cai_jax.data import packing, pipeline
     from cai_jax.models.language_model import LanguageModel
 
     check(config, inputs)
@@ -101,7 +99,12 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     rows = packing.pack([len(example.ids) for example in examples], config.sequence_length)
     num_steps = -(-len(rows) * config.epochs // config.rows)
     num_steps = min(num_steps, config.max_steps or num_steps)
+    order = pipeline.shuffled(len(rows), config.epochs, rng)[: num_steps * config.rows]
 
+    def filled(indices: list[list[int]]) -> tuple[list[list[int]], packing.Rows]:
+        return indices, packing.fill(examples, indices, config.rows, config.sequence_length)
+
+    stream = pipeline.iterate(pipeline.batches(rows, order, config.rows).map(filled))
     optimizer = optimizers.make_optimizer(config, num_steps)
     state, shardings = training.create_state(model.params, optimizer, device_mesh)
     batch_sharding = sharding.batch_sharding(device_mesh)
@@ -119,8 +122,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         MetricsWriter(folder) as writer,
         Progress(f"{folder.name} (finetune)", num_steps, "updates") as progress,
     ):
-        for number, indices in enumerate(batches(rows, config, num_steps, rng), start=1):
-            batch = packing.fill(examples, indices, config.rows, config.sequence_length)
+        for number, (indices, batch) in enumerate(stream, start=1):
             records += sum(len(row) for row in indices)
             tokens += int(np.count_nonzero(batch.segments))
             state, metrics = step(state, jax.device_put(batch, batch_sharding))
@@ -241,16 +243,6 @@ def read(path: Path) -> list[Any]:
     kinds = {"pieces": schema.Document, "rounds": schema.Chain}
     kind = next((kinds[field] for field in kinds if field in first), schema.Demonstration)
     return schema.read_records(path, kind)
-
-
-def batches(
-    rows: list[list[int]], config: ConfigDict, num_steps: int, rng: np.random.Generator
-) -> Iterator[list[list[int]]]:
-    """The rows of each update. Epochs follow one another without a gap, each in its own order."""
-    orders = (rng.permutation(len(rows)) for _ in range(config.epochs))
-    stream = (rows[i] for order in orders for i in order)
-    for _ in range(num_steps):
-        yield list(itertools.islice(stream, config.rows))
 
 
 def summed(

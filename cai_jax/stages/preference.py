@@ -7,9 +7,8 @@ comparisons of helpfulness are mixed, and each record carries its label.
 
 from __future__ import annotations
 
-import itertools
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +65,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core import artifact, keys, mesh, sharding, training
     from cai_jax.core.metrics import MetricsWriter
     from cai_jax.core.progress import Progress
+    from cai_jax.data import pipeline
     from cai_jax.data.comparisons import fill_pairs, fit_pairs
     from cai_jax.models import transformer
     from cai_jax.models.language_model import LanguageModel
@@ -100,6 +100,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     if "score_head" not in params:
         params = transformer.add_score_head(params, model.config)
     num_steps = -(-len(pairs) * config.epochs // config.pairs)
+    order = pipeline.shuffled(len(pairs), config.epochs, rng)
+    stream = pipeline.iterate(pipeline.batches(pairs, order, config.pairs))
     optimizer = optimizers.make_optimizer(config, num_steps)
     state, shardings = training.create_state(params, optimizer, device_mesh)
     batch_sharding, whole = sharding.batch_sharding(device_mesh), sharding.replicated(device_mesh)
@@ -125,7 +127,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         MetricsWriter(folder) as writer,
         Progress(f"{folder.name} (preference)", num_steps, "updates") as progress,
     ):
-        for number, batch in enumerate(batches(pairs, config, rng), start=1):
+        for number, batch in enumerate(stream, start=1):
             trained += sum(len(pair.a) + len(pair.b) for pair in batch)
             state, metrics = step(state, place(batch))
             pending.append(metrics)
@@ -206,16 +208,6 @@ def paths(inputs: dict[str, Any], role: str) -> list[Path]:
     """The paths of a role that has none, one or a list."""
     value = inputs.get(role) or []
     return [Path(path) for path in (value if isinstance(value, list | tuple) else [value])]
-
-
-def batches(
-    pairs: Sequence[TokenPair], config: ConfigDict, rng: np.random.Generator
-) -> Iterator[list[TokenPair]]:
-    """The pairs of each update. Epochs follow one another without a gap, each in its own order."""
-    orders = (rng.permutation(len(pairs)) for _ in range(config.epochs))
-    stream = (pairs[i] for order in orders for i in order)
-    while batch := list(itertools.islice(stream, config.pairs)):
-        yield batch
 
 
 def make_step(config: ModelConfig, optimizer: Any) -> Any:

@@ -10,12 +10,17 @@ One JSON file a constitution:
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cai_jax.errors import InputError
+from cai_jax.text.dialogue import HUMAN, STOPS
+
+OPTIONS = " Options:"
+"""Follows a comparison in the prompt, and so is no part of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,30 @@ class Constitution:
             self, principles=tuple(known[name] for name in ids) or self.principles
         )
 
+    def drawn(self, count: int, seed: int) -> "Constitution":
+        """The same constitution with `count` of its principles, drawn by the seed; 0: all.
+
+        The draws of one seed are nested: that of 4 principles holds that of 2, so an ablation over
+        their number (figure 6 of the paper) adds principles and exchanges none. A draw depends on
+        the ids alone, and the principles keep their order.
+
+        Raises:
+            InputError: there are not so many.
+        """
+        if not 0 <= count <= len(self.principles):
+            raise InputError(
+                f"num_principles: expected 0 (all) to {len(self.principles)}, the principles to "
+                f"draw from, found {count}"
+            )
+
+        def rank(principle: Principle) -> bytes:
+            return hashlib.sha256(f"{seed} {principle.id}".encode()).digest()
+
+        taken = sorted(self.principles, key=rank)[: count or len(self.principles)]
+        return dataclasses.replace(
+            self, principles=tuple(principle for principle in self.principles if principle in taken)
+        )
+
 
 def load_constitution(path: Path) -> Constitution:
     """Reads a constitution file, or the folder of the paper's official prompt files.
@@ -87,7 +116,12 @@ def load_constitution(path: Path) -> Constitution:
 
 
 def constitution_from_json(value: Any, where: str) -> Constitution:
-    """Builds a constitution from decoded JSON; `where` opens every error message."""
+    """Builds a constitution from decoded JSON; `where` opens every error message.
+
+    Raises:
+        InputError: naming the field that is missing, unknown or empty; an id that occurs twice; a
+            wording that holds a marker of the prompts it goes into; a few-shot of another form.
+    """
     fields = [field.name for field in dataclasses.fields(Constitution)]
     _check_fields(value, fields, where)
     name, provenance = (_text(value[field], f"{where}: {field}") for field in fields[:2])
@@ -99,6 +133,15 @@ def constitution_from_json(value: Any, where: str) -> Constitution:
     for i, name_of in enumerate(ids):
         if name_of in ids[:i]:
             raise InputError(f"{where}: principles[{i}]: id {name_of!r} is used twice")
+        _check_wordings(principles[i], f"{where}: principles[{i}]")
+    critiques = _texts(lists["critique_few_shots"], f"{where}: critique_few_shots")
+    examples = _records(
+        ComparisonExample, lists["comparison_few_shots"], f"{where}: comparison_few_shots"
+    )
+    for i, text in enumerate(critiques):
+        _check_dialogue(text, f"{where}: critique_few_shots[{i}]")
+    for i, example in enumerate(examples):
+        _check_dialogue(example.dialogue, f"{where}: comparison_few_shots[{i}]: dialogue")
     reasoning = _texts(lists["reasoning_few_shots"], f"{where}: reasoning_few_shots")
     for i, text in enumerate(reasoning):
         if text.count("{}") != 1:
@@ -106,16 +149,26 @@ def constitution_from_json(value: Any, where: str) -> Constitution:
                 f"{where}: reasoning_few_shots[{i}]: expected one '{{}}' for the principle, "
                 f"found {text.count('{}')}"
             )
-    return Constitution(
-        name,
-        provenance,
-        principles,
-        _texts(lists["critique_few_shots"], f"{where}: critique_few_shots"),
-        _records(
-            ComparisonExample, lists["comparison_few_shots"], f"{where}: comparison_few_shots"
-        ),
-        reasoning,
-    )
+    return Constitution(name, provenance, principles, critiques, examples, reasoning)
+
+
+def _check_wordings(principle: Principle, where: str) -> None:
+    """Refuses wordings that bring the markers with them which the prompts put around them."""
+    for field in ("critique_request", "revision_request", "comparison"):
+        text = getattr(principle, field)
+        for marker in (*STOPS, OPTIONS):
+            if marker in text or text.startswith(marker.lstrip()):
+                raise InputError(
+                    f"{where}: {field}: expected the wording alone, found the marker "
+                    f"{marker.strip()!r} in it, which the prompt adds; take it out"
+                )
+
+
+def _check_dialogue(text: str, where: str) -> None:
+    if not text.startswith(HUMAN):
+        raise InputError(
+            f"{where}: expected a dialogue that begins with {HUMAN!r}, found {text[:40]!r}"
+        )
 
 
 def _check_fields(value: Any, fields: Sequence[str], where: str) -> None:

@@ -1,17 +1,30 @@
 """Reads the paper's official prompt files into a Constitution, and mends their irregularities.
 
 The files are the `prompts` folder of the repository anthropics/ConstitutionalHarmlessnessPaper; the
-user brings a copy. What is mended: the critique few-shots end in a stray "\\n\\nHuman:" (all but
-one of them), and two of the reasoning few-shots begin with another heading than the rest.
+user brings a copy. `python -m cai_jax.constitution` writes what is read here to one file. Numbers
+of entries count from 0. Mended, because it concerns the form of a prompt:
+
+- Critique requests are lists of one text, revision requests are texts; both, and the comparison
+  instructions, bring the markers around them. Comparison instructions have no ids.
+- Critique few-shots 0, 1, 2 and 4 end in a stray "\\n\\nHuman:"; 3 does not.
+- Comparison few-shots hold lists of one better and one worse response.
+- Reasoning few-shot 3 begins with one line break, and 4 with none and another heading.
+- Reasoning few-shot 0 has two spaces after the letters of its turns but the first.
+- In reasoning few-shots "{}" stands for a whole instruction, with the line break in front of it.
+
+Left as it is, because it is wording: misspellings, spaces missing or doubled between sentences,
+options called "A" as well as "(A)", and the requests of critique few-shots, which are no
+principle's (4), or one in another version.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cai_jax.errors import InputError
-from cai_jax.text.constitution import Constitution, constitution_from_json
+from cai_jax.text.constitution import OPTIONS, Constitution, constitution_from_json
 from cai_jax.text.dialogue import CRITIQUE, CRITIQUE_REQUEST, HUMAN, REVISION, REVISION_REQUEST
 from cai_jax.text.prompts import CONSIDER_REASONING
 
@@ -20,6 +33,8 @@ CRITIQUE_FEW_SHOTS = "CritiqueRevisionFewShotPrompts.json"
 COMPARISONS = "RLMadisonInstructions.json"
 COMPARISON_FEW_SHOTS = "RLMadisonFewShotPrompts.json"
 REASONING_FEW_SHOTS = "RLMadisonPrecogFewShotPrompts.json"
+
+_TURN = re.compile(r"(\n\n[HA]:) +")
 
 
 def read_official(folder: Path) -> Constitution:
@@ -42,9 +57,9 @@ def read_official(folder: Path) -> Constitution:
     principles = [
         {
             "id": id,
-            "critique_request": entry["prompt"][0].between(CRITIQUE_REQUEST, CRITIQUE),
+            "critique_request": entry["prompt"].only().between(CRITIQUE_REQUEST, CRITIQUE),
             "revision_request": entry["edit_request"].between(REVISION_REQUEST, REVISION),
-            "comparison": comparison.between("\n", " Options:"),
+            "comparison": comparison.between("\n", OPTIONS),
         }
         for (id, entry), (_, comparison) in zip(instructions.items(), comparisons.items())
     ]
@@ -61,8 +76,8 @@ def read_official(folder: Path) -> Constitution:
             "comparison_few_shots": [
                 {
                     "dialogue": example["prompt"].text(),
-                    "better": example["corrects"][0].text(),
-                    "worse": example["incorrects"][0].text(),
+                    "better": example["corrects"].only().text(),
+                    "worse": example["incorrects"].only().text(),
                 }
                 for _, example in examples
             ],
@@ -73,14 +88,13 @@ def read_official(folder: Path) -> Constitution:
 
 
 def _mended(field: "_Field") -> str:
-    """Gives a reasoning few-shot the common heading, and "{}" the meaning it has everywhere here.
-
-    In the files "{}" stands for a whole instruction, with the blank line in front of it.
-    """
+    """The few-shot with the common heading and spaces, and "{}" as everywhere here."""
     heading, turns, body = field.text().partition("\n\nH: ")
     if not turns or "Consider the following conversation" not in heading:
         raise InputError(f"{field.where}: expected a conversation that begins with 'H: '")
-    return CONSIDER_REASONING + turns + body.replace("{}", "\n{}")
+    dialogue, principle, options = body.partition("{}")
+    conversation = _TURN.sub(r"\1 ", turns + dialogue)
+    return f"{CONSIDER_REASONING}{conversation}\n{principle}{options}"
 
 
 class _Field:
@@ -106,6 +120,14 @@ class _Field:
         if isinstance(self.value, list):
             return [(str(i), self[i]) for i in range(len(self.value))]
         raise InputError(f"{self.where}: expected a list, found {str(self.value)[:40]!r}")
+
+    def only(self) -> "_Field":
+        """The one member of a list, which must have no other: none is left out unseen."""
+        if not isinstance(self.value, list) or len(self.value) != 1:
+            raise InputError(
+                f"{self.where}: expected a list of one, found {str(self.value)[:40]!r}"
+            )
+        return self[0]
 
     def text(self) -> str:
         """The value, which must be a string."""

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import tiny_models
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from cai_jax import checkpoints
 from cai_jax.errors import InputError
-from cai_jax.models import families, weights
+from cai_jax.models import families, placing, tensor_files, weights
 from cai_jax.models.config import ModelConfig
 
 ODD_SHAPES = {
@@ -98,9 +99,40 @@ def test_half_precision_is_read_exactly(tmp_path, llama, dtype, computed, stored
     (tmp_path / "again").mkdir()
     weights.write_folder(tmp_path / "again", config, params)
     [file] = (tmp_path / "again").glob("*.safetensors")
-    assert {entry.dtype for entry in weights._contents(file).values()} == {stored}
+    assert {entry.dtype for entry in tensor_files.contents(file).values()} == {stored}
     again = tiny_models.leaves(weights.read_folder(tmp_path / "again")[1])
     assert all(same_bits(again[name], leaf) for name, leaf in tiny_models.leaves(params).items())
+
+
+def test_params_can_be_half_precision_whatever_the_file_has(llama):
+    import ml_dtypes
+
+    whole = tiny_models.leaves(weights.read_folder(llama)[1])
+    half = tiny_models.leaves(weights.read_folder(llama, dtype="bfloat16")[1])
+    assert whole.keys() == half.keys()
+    for name, leaf in half.items():
+        assert same_bits(np.asarray(leaf), np.asarray(whole[name]).astype(ml_dtypes.bfloat16))
+
+
+def test_layers_by_themselves_are_the_layers_together(llama, monkeypatch):
+    together = tiny_models.leaves(weights.read_folder(llama)[1])
+    monkeypatch.setattr(placing, "PART_BYTES", 1)
+    apart = tiny_models.leaves(weights.read_folder(llama)[1])
+    assert all(same_bits(together[name], leaf) for name, leaf in apart.items())
+
+
+def test_the_tree_of_places_is_that_of_the_params(llama):
+    seen = []
+
+    def place(tree):
+        seen.append(tree)
+        return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[3]), tree)
+
+    _, params = weights.read_folder(llama, place, "bfloat16")
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), seen[0]
+    )
+    assert {d for leaf in jax.tree.leaves(params) for d in leaf.devices()} == {jax.devices()[3]}
 
 
 def edit_config(**values):
@@ -124,8 +156,8 @@ def remove(name):
     return lambda folder: (folder / name).unlink()
 
 
-def pickle_only(folder):
-    (folder / weights.SINGLE).rename(folder / "pytorch_model.bin")
+def pickle_only(name):
+    return lambda folder: (folder / weights.SINGLE).rename(folder / name)
 
 
 def cut(folder):
@@ -157,7 +189,10 @@ REFUSALS = {
         "config.json: expected JSON",
     ),
     "no weights": (remove(weights.SINGLE), "found no weights"),
-    "a pickle": (pickle_only, "found only pytorch_model.bin, a pickle"),
+    **{
+        f"a pickle, {name}": (pickle_only(name), f"found only {name}, a pickle, which can run code")
+        for name in ("pytorch_model.bin", "model.pt", "consolidated.00.pth", "last.ckpt")
+    },
     "half a file": (cut, "not a whole safetensors file"),
     "a lying header": (lie_about_a_shape, "model.embed_tokens.weight of 18432 bytes needs 1792"),
     "an index of nothing": (index_of({}), "weight_map: expected an object"),
@@ -170,6 +205,10 @@ REFUSALS = {
         edit_config(architectures=["GPT2LMHeadModel"]),
         "architectures: expected LlamaForCausalLM or LlamaForSequenceClassification (one label), "
         "found GPT2LMHeadModel",
+    ),
+    "code of its own": (
+        edit_config(architectures=["MyForCausalLM"], auto_map={"AutoModel": "my.MyForCausalLM"}),
+        "its auto_map names code to run, which is never done",
     ),
     "no architecture": (edit_config(architectures=None), "found none"),
     "architectures no list": (edit_config(architectures="Llama"), "architectures: expected a list"),
@@ -225,6 +264,10 @@ REFUSALS = {
     "whole numbers": (
         edit_tensors(lambda t: t.update({"model.norm.weight": np.zeros(16, np.int8)})),
         "model.norm.weight: expected one of F64, F32, F16, BF16, found I8",
+    ),
+    "packed weights": (
+        edit_tensors(lambda t: t.update({"model.norm.weight": np.zeros(16, np.uint8)})),
+        "found U8; quantized weights are not supported",
     ),
     "two labels": (
         edit_config(

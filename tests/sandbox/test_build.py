@@ -24,7 +24,7 @@ def rebuilt(tmp_path_factory):
     "name",
     [
         "constitution.json",
-        *(f"prompts/{k}_{s}.jsonl" for k in ("red_team", "benign") for s in ("train", "held_out")),
+        *(f"prompts/{k}_{s}.jsonl" for k in ("red_team", "benign") for s in build.PROMPT_COUNT),
         *(f"comparisons/helpfulness_{split}.jsonl" for split in ("train", "held_out")),
         "comparisons/harmlessness_held_out.jsonl",
         "pairs/held_out.jsonl",
@@ -40,18 +40,21 @@ def prompts(name):
 
 def test_prompts_of_training_and_evaluation_are_disjoint():
     for kind in ("red_team", "benign"):
-        train, held_out = (
-            {p.dialogue[0].text for p in prompts(f"{kind}_{s}")} for s in build.PROMPT_COUNT
-        )
-        assert len(train) == build.PROMPT_COUNT["train"]
-        assert len(held_out) == build.PROMPT_COUNT["held_out"]
-        assert not train & held_out
+        texts = {
+            split: {p.dialogue[0].text for p in prompts(f"{kind}_{split}")}
+            for split in build.PROMPT_COUNT
+        }
+        assert {split: len(found) for split, found in texts.items()} == build.PROMPT_COUNT
+        assert len(set.union(*texts.values())) == sum(build.PROMPT_COUNT.values())
 
 
 def test_no_training_text_is_about_a_held_out_scene():
     """Neither requests of prompts and comparisons nor the pretraining corpus."""
     evaluated = [
-        p.dialogue[0].text for k in ("red_team", "benign") for p in prompts(f"{k}_held_out")
+        p.dialogue[0].text
+        for kind in ("red_team", "benign")
+        for split in ("validation", "held_out")
+        for p in prompts(f"{kind}_{split}")
     ]
     pairs = read_records(DATA / "pairs/held_out.jsonl", Pair)
     evaluated += [pair.dialogue[0].text for pair in pairs]

@@ -257,17 +257,6 @@ def test_sums_over_updates_are_weighted_and_the_first_bad_update_is_named():
         finetune.summed([metrics(1, 1, np.nan)], 1, many, examples)
 
 
-def test_epochs_follow_one_another_each_in_its_own_order():
-    rows = [[i] for i in range(7)]
-    config = ConfigDict({"epochs": 3, "rows": 4})
-    found = list(finetune.batches(rows, config, 6, np.random.default_rng(0)))
-    assert [len(batch) for batch in found] == [4, 4, 4, 4, 4, 1]
-    order = [row[0] for batch in found for row in batch]
-    epochs = [order[:7], order[7:14], order[14:]]
-    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
-
-
 CHAINS = [
     Chain(f"c{i}", (Turn("human", "q"),), "r0", (Round("p", "k", "r1"), Round("p", "k", "r2")))
     for i in range(3)

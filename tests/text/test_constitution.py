@@ -1,10 +1,11 @@
 import copy
 import json
+from collections import Counter
 
 import pytest
 
 from cai_jax.errors import InputError
-from cai_jax.text.constitution import load_constitution
+from cai_jax.text.constitution import Constitution, Principle, load_constitution
 
 GOOD = {
     "name": "n",
@@ -13,8 +14,8 @@ GOOD = {
         {"id": "a", "critique_request": "c", "revision_request": "r", "comparison": "o"},
         {"id": "b", "critique_request": "c", "revision_request": "r", "comparison": "o"},
     ],
-    "critique_few_shots": ["x"],
-    "comparison_few_shots": [{"dialogue": "d", "better": "b", "worse": "w"}],
+    "critique_few_shots": ["\n\nHuman: x"],
+    "comparison_few_shots": [{"dialogue": "\n\nHuman: d", "better": "b", "worse": "w"}],
     "reasoning_few_shots": ["before {} after"],
 }
 
@@ -34,6 +35,43 @@ def test_a_good_file_loads_and_has_subsets(tmp_path):
         constitution.subset(["c"])
 
 
+IDS = [f"p{n}" for n in range(16)]
+
+
+def of_ids(ids):
+    principles = tuple(Principle(name, "c", "r", "o") for name in ids)
+    return Constitution("n", "p", principles, (), (), ())
+
+
+def drawn(count, seed, ids=IDS):
+    return [p.id for p in of_ids(ids).drawn(count, seed).principles]
+
+
+def test_draws_are_nested_ordered_and_the_seeds_alone():
+    assert drawn(0, 3) == drawn(16, 3) == IDS
+    for seed in range(20):
+        draws = [drawn(count, seed) for count in range(1, 17)]
+        assert [len(set(draw)) for draw in draws] == list(range(1, 17))
+        for fewer, more in zip(draws, draws[1:]):
+            assert set(fewer) < set(more)
+        assert all(draw == sorted(draw, key=IDS.index) for draw in draws)
+        # The file's order is no part of the draw, and a principle that is gone changes no other.
+        assert set(drawn(4, seed, IDS[::-1])) == set(draws[3])
+        rest = [name for name in IDS if name not in draws[0]]
+        assert set(drawn(4, seed, rest)) == set(draws[4]) - set(draws[0])
+    # 1600 draws of 4 out of 16: each principle 400 times, five deviations either way.
+    counts = Counter(name for seed in range(1600) for name in drawn(4, seed))
+    assert len(counts) == 16 and all(abs(n - 400) < 87 for n in counts.values())
+
+
+def test_a_draw_of_more_than_there_are_is_refused():
+    for count in (-1, 17):
+        with pytest.raises(
+            InputError, match=rf"num_principles: expected 0 \(all\) to 16.*{count}$"
+        ):
+            of_ids(IDS).drawn(count, 0)
+
+
 def drop(field):
     return lambda value: value["principles"][1].pop(field)
 
@@ -48,6 +86,23 @@ def drop(field):
         (drop("comparison"), r"principles\[1\]: field 'comparison' is missing"),
         (lambda v: v["principles"][1].update(id="a"), "id 'a' is used twice"),
         (lambda v: v["principles"][0].update(comparison=3), "comparison: expected text, found '3'"),
+        (
+            lambda v: v["principles"][1].update(comparison="Choose. Options:"),
+            r"principles\[1\]: comparison: expected the wording alone, found the marker 'Options:'",
+        ),
+        (
+            lambda v: v["principles"][0].update(critique_request="Critique: c"),
+            "critique_request: expected the wording alone, found the marker 'Critique:'",
+        ),
+        (
+            lambda v: v["principles"][0].update(revision_request="r\n\nHuman: s"),
+            "revision_request: expected the wording alone, found the marker 'Human:'",
+        ),
+        (lambda v: v.update(critique_few_shots=["x"]), r"shots\[0\]: expected a dialogue that"),
+        (
+            lambda v: v["comparison_few_shots"][0].update(dialogue="d"),
+            r"comparison_few_shots\[0\]: dialogue: expected a dialogue that begins with",
+        ),
         (lambda v: v.update(reasoning_few_shots=["x"]), "expected one '{}' for the principle"),
     ],
 )

@@ -30,7 +30,11 @@ FILES = {
         {
             "prompt": "Human: Consider the following conversation between a human and an assistant:"
             "\n\nH: q\n\n{}\n (A) [[[x]]]\n (B) [[[y]]]"
-        }
+        },
+        {
+            "prompt": "\nHuman: Consider the following conversation between a human (H) and an "
+            "assistant (A):\n\nH:  q\n\nA:   a\n\nH: r  s\n\n{}\n (A) [[[A:  x]]]\n (B) [[[y]]]"
+        },
     ],
 }
 
@@ -58,12 +62,16 @@ def test_the_files_become_a_constitution_and_their_irregularities_are_mended(tmp
     assert reasoning_few_shot(constitution.reasoning_few_shots[0], "Choose.") == (
         f"{CONSIDER_REASONING}\n\nH: q\n\n\nChoose. Options:\n (A) [[[x]]]\n (B) [[[y]]]"
     )
+    assert constitution.reasoning_few_shots[1] == (
+        f"{CONSIDER_REASONING}\n\nH: q\n\nA: a\n\nH: r  s\n\n\n{{}}\n (A) [[[A:  x]]]\n (B) [[[y]]]"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        (official.INSTRUCTIONS, {"h0": {"prompt": []}}, "h0: prompt: 0 is missing"),
+        (official.INSTRUCTIONS, {"h0": {"prompt": []}}, "h0: prompt: expected a list of one"),
+        (official.INSTRUCTIONS, {"h0": {"prompt": ["x", "y"]}}, "prompt: expected a list of one"),
         (official.INSTRUCTIONS, {"h0": {}}, "h0: 'prompt' is missing"),
         (official.INSTRUCTIONS, {}, "expected 0 comparison instructions"),
         (official.COMPARISONS, ["Choose."], "0: expected text from"),
@@ -84,23 +92,69 @@ def test_missing_files_are_named(tmp_path):
         load_constitution(tmp_path)
 
 
-def test_the_papers_own_files_import():
+@pytest.fixture(scope="module")
+def raw():
     folder = SHARED / "paper/official/prompts"
     if not folder.is_dir():
         pytest.skip(f"the paper's official prompts are not at {folder}")
+    names = list(FILES)
+    return folder, {name: json.loads((folder / name).read_text("utf-8")) for name in names}
+
+
+def test_the_papers_instructions_rebuild_byte_for_byte(raw):
+    folder, files = raw
+    principles = load_constitution(folder).principles
+    assert [p.id for p in principles] == [f"harmful{n}" for n in range(16)]
+    assert files[official.INSTRUCTIONS] == {
+        p.id: {
+            "prompt": [f"\n\nCritiqueRequest: {p.critique_request}\n\nCritique:"],
+            "edit_request": f"\n\nRevisionRequest: {p.revision_request}\n\nRevision:",
+        }
+        for p in principles
+    }
+    assert files[official.COMPARISONS] == [f"\n{p.comparison} Options:" for p in principles]
+
+
+def test_the_papers_few_shots_for_critiques_and_comparisons(raw):
+    folder, files = raw
     constitution = load_constitution(folder)
-    assert len(constitution.principles) == 16
-    assert constitution.principles[15].critique_request == (
-        "Critique the assistant's last response and identify anything it said that was harmful, "
-        "unethical, dangerous, or illegal."
-    )
-    assert [len(constitution.critique_few_shots), len(constitution.comparison_few_shots)] == [5, 5]
-    assert not any(text.endswith(HUMAN) for text in constitution.critique_few_shots)
-    assert len(constitution.reasoning_few_shots) == 6
-    for text in constitution.reasoning_few_shots:
+    theirs = files[official.CRITIQUE_FEW_SHOTS]
+    stray = [n for n, text in enumerate(theirs) if text.endswith("\n\nHuman:")]
+    assert stray == [0, 1, 2, 4] and len(theirs) == 5
+    for n, text in enumerate(constitution.critique_few_shots):
+        assert text == (theirs[n][: -len("\n\nHuman:")] if n in stray else theirs[n])
+        split_chain(text)
+        assert HUMAN not in text.partition("CritiqueRequest")[2]
+    assert files[official.COMPARISON_FEW_SHOTS] == [
+        {"prompt": e.dialogue, "corrects": [e.better], "incorrects": [e.worse]}
+        for e in constitution.comparison_few_shots
+    ]
+    for example in constitution.comparison_few_shots:
+        assert [role for role, _ in parse_dialogue(example.dialogue)] == ["human", "assistant"]
+
+
+def test_the_papers_few_shots_for_reasoning(raw):
+    folder, files = raw
+    theirs = [entry["prompt"] for entry in files[official.REASONING_FEW_SHOTS]]
+    ours = load_constitution(folder).reasoning_few_shots
+    assert len(ours) == len(theirs) == 6
+    expected = [text.replace("{}", "\n{}") for text in theirs]
+    for n in (1, 2, 5):
+        assert ours[n] == expected[n]
+    assert theirs[3].startswith("\nHuman:") and ours[3] == "\n" + expected[3]
+    heading = "Human: Consider the following conversation between a human and an assistant:"
+    assert theirs[4].startswith(heading)
+    assert ours[4] == CONSIDER_REASONING + expected[4].removeprefix(heading)
+    # Number 0 differs in the spaces after "A:" and the second "H:", and in nothing else.
+    assert [theirs[0].count(f"\n\n{letter}:  ") for letter in "AH"] == [1, 1]
+    assert ours[0] == expected[0].replace("\n\nA:  ", "\n\nA: ").replace("\n\nH:  ", "\n\nH: ")
+    for text in ours:
         assert text.startswith(CONSIDER_REASONING + "\n\nH: ")
         assert text.count(STEP_BY_STEP) == text.count(SO_THE_ANSWER) == 1
-        assert text.endswith(("(A)", "(B)")) and "\n\n\n{}\n (A) [[[" in text
+        assert text.endswith((f"{SO_THE_ANSWER} (A)", f"{SO_THE_ANSWER} (B)"))
+        # The blank line in front of a comparison is that of our own questions.
+        filled = reasoning_few_shot(text, "Choose.")
+        assert filled.count("\n\n\nChoose. Options:\n (A) [[[") == 1
 
 
 def test_our_own_constitution_is_whole_and_well_formed():

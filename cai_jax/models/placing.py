@@ -1,0 +1,81 @@
+"""Arrays put on their devices piece by piece, so that the host never holds them whole."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+PART_BYTES = 32 * 2**20  # of a stacked array that are read together: at least one layer
+
+Index = tuple[slice, ...]
+
+
+def put(
+    shape: tuple[int, ...],
+    dtype: Any,
+    sharding: jax.sharding.Sharding | None,
+    read: Callable[[Index], np.ndarray],
+    *,
+    stacked: bool,
+) -> jax.Array:
+    """An array on its devices, each of which is given what `read` has for its own part.
+
+    On the host there is at most the process's share of the array, or, if it is stacked, of
+    PART_BYTES or one layer of it; layers are put together on the devices, in place.
+
+    Args:
+        shape: of the whole array.
+        dtype: of the array.
+        sharding: None puts all on the default device.
+        read: index, a slice with bounds for each axis -> that part of the array.
+        stacked: the first axis is that of layers.
+    """
+    layers = shape[0]
+    together = max(PART_BYTES // (math.prod(shape[1:]) * np.dtype(dtype).itemsize), 1)
+    if not stacked or together >= layers:
+        return _put_part(shape, sharding, read, 0)
+    empty, put_into = _assembly(sharding)
+    array = empty(shape, dtype)
+    for first in range(0, layers, together):
+        first = min(first, layers - together)  # the last part overlaps: of one shape, one program
+        part = _put_part((together, *shape[1:]), sharding, read, first)
+        # Waiting frees the host's part before the next one is read.
+        array = jax.block_until_ready(put_into(array, part, first))
+    return array
+
+
+def _put_part(
+    shape: tuple[int, ...],
+    sharding: jax.sharding.Sharding | None,
+    read: Callable[[Index], np.ndarray],
+    first: int,
+) -> jax.Array:
+    """The array of this shape that begins at `first` on the first axis of what `read` knows."""
+
+    # Devices that hold copies of each other are given the same bytes, read once.
+    @functools.cache
+    def read_bounds(*bounds: tuple[int, int]) -> np.ndarray:
+        (start, stop), *others = bounds
+        return read((slice(first + start, first + stop), *(slice(*bound) for bound in others)))
+
+    def part(index: Index) -> np.ndarray:
+        return read_bounds(*(i.indices(size)[:2] for i, size in zip(index, shape)))
+
+    if sharding is None:
+        return jax.device_put(part((slice(None),) * len(shape)))
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+@functools.cache
+def _assembly(sharding: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Two programs: an array of zeros, and layers put into an array in place."""
+    empty = jax.jit(jax.numpy.zeros, static_argnums=(0, 1), out_shardings=sharding)
+    put_into = jax.jit(
+        lambda array, part, first: jax.lax.dynamic_update_slice_in_dim(array, part, first, 0),
+        donate_argnums=0,
+        out_shardings=sharding,
+    )
+    return empty, put_into
