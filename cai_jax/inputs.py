@@ -7,7 +7,7 @@ from typing import Any
 
 from cai_jax import checkpoints
 from cai_jax.core import artifact
-from cai_jax.data import readers, schema
+from cai_jax.data import choices, readers, schema
 from cai_jax.errors import InputError
 from cai_jax.text.constitution import load_constitution
 
@@ -73,6 +73,8 @@ def check(role: str, path: Path, needs_weights: bool = True) -> None:
         _check_model(role, path, needs_weights)
     elif role == "constitution":
         load_constitution(path)
+    elif role == "evaluations":
+        choices.read_choices(path)
     elif role in PROMPT_ROLES:
         readers.read_prompts(path)
     elif path.is_dir():
@@ -104,7 +106,7 @@ def parameter_count(folder: Path) -> int:
 
     config, preference_model = weights.read_config(folder)
     return sum(
-        math.prod(families.params_shape(tensor, config)) * (config.layers if tensor.stacked else 1)
+        math.prod(families.file_shape(tensor, config)) * (config.layers if tensor.stacked else 1)
         for tensor in families.tensors(config, preference_model)
     )
 

@@ -25,12 +25,22 @@ def reliability(probabilities: np.ndarray, outcomes: np.ndarray, num_bins: int =
         num_bins: bin i holds i / num_bins <= p < (i + 1) / num_bins; the last holds 1 too.
     """
     p, y = np.asarray(probabilities, np.float64), np.asarray(outcomes, np.float64)
-    bins = np.minimum((p * num_bins).astype(int), num_bins - 1)
+    # Looked up, since p * num_bins may round across an edge.
+    edges = np.arange(1, num_bins) / num_bins
+    bins = np.searchsorted(edges, p, side="right")
     count = np.bincount(bins, minlength=num_bins)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.bincount(bins, weights=p, minlength=num_bins) / count
         frequency = np.bincount(bins, weights=y, minlength=num_bins) / count
     return Reliability(mean, frequency, count)
+
+
+def curve(
+    probabilities: np.ndarray, outcomes: np.ndarray, num_bins: int = 10
+) -> list[dict[str, float]]:
+    """The bins of `reliability` that have cases: probability, frequency and n, ready for JSON."""
+    bins = zip(*(of_bin.tolist() for of_bin in reliability(probabilities, outcomes, num_bins)))
+    return [{"probability": p, "frequency": y, "n": n} for p, y, n in bins if n]
 
 
 def expected_calibration_error(

@@ -29,9 +29,13 @@ TABLE: tuple[tuple[str, P], ...] = (
     (r"mlp/down", P(None, "tensor", "fsdp")),  # [L, F, D]
     (r"(attention_norm|mlp_norm|final_norm)/scale", P()),  # [L, D] or [D]: too small to split
     (r"score_head/kernel", P()),  # [D]
+    (r"adapter/.*", P()),  # LoRA's two factors: too small to split
     (r"keys", P(None, BATCH, "tensor", None, None)),  # cache [L, B, K, H, S]
     (r"values", P(None, BATCH, "tensor", None, None)),  # cache [L, B, K, S, H]
     (r"valid", P(BATCH, None)),  # cache [B, S]
+    # Adafactor's rows and columns of second moments, and what stands in their place where it keeps
+    # them whole; the whole ones are sharded as their parameters are, by the rules above.
+    (r"(v|v_row|v_col)/.*", P()),
 )
 
 

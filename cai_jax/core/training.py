@@ -1,10 +1,12 @@
 """What a training step carries from one batch to the next."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.sharding import Mesh
 
 from cai_jax.core import sharding
@@ -37,3 +39,37 @@ def apply_gradients(
     """The state after one update."""
     updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), optimizer_state, state.step + 1)
+
+
+def summed_gradients(
+    loss: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, batch: Any, parts: int
+) -> tuple[Any, Any]:
+    """Gradients of a loss that is a sum over the rows of a batch, a part of the rows at a time.
+
+    What `loss` divides by must come from the whole batch, not from the part that it is given: then
+    the sum over parts is the loss of the batch, whatever their number, and only memory changes.
+
+    Args:
+        loss: (params, batch) -> (scalar, sums), both sums over the rows.
+        params: to differentiate by.
+        batch: arrays [B, ...], or None.
+        parts: B is a multiple of it; row b belongs to part b mod `parts`, so that each part is
+            spread over the devices as the batch is.
+
+    Returns:
+        (gradients like `params`, sums over the whole batch).
+    """
+    gradient = jax.grad(loss, has_aux=True)
+    if parts == 1:
+        return gradient(params, batch)
+
+    def cut(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)  # [parts, B / parts, ...]
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, gradient(params, part)), None
+
+    cuts = jax.tree.map(cut, batch)
+    like = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return lax.scan(add, zeros, cuts)[0]

@@ -156,6 +156,29 @@ class Answer:
     verdict: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What a model chose in question `id` of a multiple-choice evaluation.
+
+    `mode` says how it was asked; `correct` and `chosen` are indices of `options`. `probabilities`
+    are over the options, averaged over the reasonings if there are several; `mass` is the
+    probability that the model gave to all options together (None: a preference model, whose
+    probabilities come from its `scores`). `context` is the id of the first question about the same.
+    """
+
+    id: str
+    evaluation: str
+    mode: str
+    context: str
+    options: tuple[str, ...]
+    correct: int
+    chosen: int
+    probabilities: tuple[float, ...]
+    mass: float | None = None
+    scores: tuple[float, ...] = ()
+    reasonings: tuple[str, ...] = ()
+
+
 Record = TypeVar("Record")
 
 

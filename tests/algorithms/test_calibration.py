@@ -4,6 +4,7 @@ import pytest
 from cai_jax.algorithms.calibration import (
     binary_cross_entropy,
     binary_entropy,
+    curve,
     expected_calibration_error,
     reliability,
 )
@@ -40,3 +41,30 @@ def test_entropies():
     # A soft label cannot be predicted better than by itself.
     q = np.linspace(0.01, 0.99, 99)
     assert binary_cross_entropy(np.full(99, 0.3), q).argmin() == 29
+
+
+@pytest.mark.parametrize("num_bins", [1, 3, 7, 10, 49, 100])
+def test_bins_and_error_equal_a_slow_loop_on_every_edge(num_bins):
+    generator = np.random.default_rng(num_bins)
+    edges = [i / num_bins for i in range(num_bins + 1)]
+    p = np.array([*edges, *np.nextafter(edges[1:], 0), *generator.uniform(size=50)])
+    y = generator.uniform(size=len(p))
+    count, forecast, seen = np.zeros(num_bins), np.zeros(num_bins), np.zeros(num_bins)
+    for value, outcome in zip(p, y):
+        inside = [i for i in range(num_bins) if i / num_bins <= value][-1]
+        count[inside] += 1
+        forecast[inside] += value
+        seen[inside] += outcome
+    bins = reliability(p, y, num_bins)
+    np.testing.assert_array_equal(bins.num_cases, count)
+    np.testing.assert_allclose(bins.mean_probability, forecast / count, rtol=1e-12)
+    np.testing.assert_allclose(bins.frequency, seen / count, rtol=1e-12)
+    error = expected_calibration_error(p, y, num_bins)
+    assert error == pytest.approx(np.abs(forecast - seen).sum() / len(p))
+
+
+def test_the_curve_has_the_bins_that_are_not_empty():
+    assert curve(np.array([0.1, 0.15, 1.0]), np.array([0, 1, 1]), 10) == [
+        {"probability": pytest.approx(0.125), "frequency": 0.5, "n": 2},
+        {"probability": 1.0, "frequency": 1.0, "n": 1},
+    ]

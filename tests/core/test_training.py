@@ -66,3 +66,50 @@ def test_the_same_updates_on_another_mesh_give_the_same_parameters(params):
         results.append(jax.device_get(state.params))
     for one, eight in zip(*map(jax.tree.leaves, results)):
         np.testing.assert_allclose(one, eight, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 8, 16), (2, 128, 4, 128)])
+def test_adafactors_state_has_a_place_on_the_mesh(shape):
+    """Factored or, where an axis is short, whole: then it lies where its parameters lie."""
+    made = optimizer.make_optimizer(
+        ConfigDict({**optimizer.default_config(), "optimizer": "adafactor"}), 10
+    )
+    device_mesh = mesh.make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 2}))
+    params = {"layers": {"attention": {"query": jnp.ones(shape)}}}
+    state, _ = training.create_state(params, made, device_mesh)
+    tables = [leaf for leaf in jax.tree.leaves(state.optimizer_state) if leaf.shape == shape]
+    assert len(tables) == (0 if shape[1] == 128 else 1)
+    spec = sharding.spec_for("attention/query", shape)
+    assert all(table.sharding.spec == spec for table in tables)
+    ones = jax.tree.map(jnp.ones_like, params)
+    state = jax.jit(lambda s, g: training.apply_gradients(s, g, made))(state, ones)
+    rate = float(optimizer.make_schedule(optimizer.default_config(), 10)(0))
+    found = np.asarray(state.params["layers"]["attention"]["query"])
+    np.testing.assert_allclose(found, 1 - rate * 1.01, rtol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_gradients_summed_over_parts_are_those_of_the_batch(parts):
+    """Rows of very different weight: a mean of the parts' means would be another number."""
+    rng = np.random.default_rng(0)
+    batch = {
+        "x": jnp.asarray(rng.normal(size=(8, 3)), jnp.float32),
+        "w": jnp.asarray([100, 0, 1, 2, 0, 3, 0.5, 7], jnp.float32),
+    }
+    params = {"k": jnp.asarray([0.3, -2.0, 1.0])}
+    weight = batch["w"].sum()
+
+    def loss(params, batch):
+        total = jnp.sum(batch["w"] * jnp.tanh(batch["x"] @ params["k"]))
+        return total / weight, {"total": total, "rows": jnp.float32(batch["w"].size)}
+
+    found, sums = training.summed_gradients(loss, params, batch, parts)
+    y = np.tanh(np.asarray(batch["x"]) @ np.asarray(params["k"]))
+    w = np.asarray(batch["w"]) / float(weight)
+    np.testing.assert_allclose(
+        found["k"], (w * (1 - y**2)) @ np.asarray(batch["x"]), rtol=1e-5, atol=1e-6
+    )
+    assert float(sums["rows"]) == 8
+    assert float(sums["total"]) == pytest.approx(
+        float(np.sum(np.asarray(batch["w"]) * y)), rel=1e-5
+    )
