@@ -93,9 +93,14 @@ def check(role: str, path: Path, needs_weights: bool = True) -> None:
 
 
 def count(role: str, path: Path) -> dict[str, Any]:
-    """What a plan can know of an input: {"parameters"} of a model, else {"records", "tokens"}."""
+    """What a plan can know of an input: {"parameters"} of a model, else {"records", "tokens"}.
+
+    The records of a constitution are its principles, and its few-shots are counted one by one.
+    """
     if role in MODEL_ROLES:
         return {"parameters": parameter_count(path)}
+    if role == "constitution":
+        return _count_constitution(path)
     if path.is_dir():
         manifest = artifact.read_manifest(path) or {}
         return {name: manifest.get(name, 0) for name in ("records", "tokens")}
@@ -105,13 +110,34 @@ def count(role: str, path: Path) -> dict[str, Any]:
     return {"records": len(lengths), "tokens": sum(lengths) // CHARACTERS_PER_TOKEN}
 
 
+def _count_constitution(path: Path) -> dict[str, Any]:
+    constitution = load_constitution(path)
+
+    def tokens(*texts: str) -> int:
+        return sum(map(len, texts)) // CHARACTERS_PER_TOKEN
+
+    return {
+        "records": len(constitution.principles),
+        "tokens": sum(
+            tokens(p.critique_request, p.revision_request, p.comparison)
+            for p in constitution.principles
+        ),
+        "critique_few_shots": [tokens(text) for text in constitution.critique_few_shots],
+        "comparison_few_shots": [
+            tokens(example.dialogue, example.better, example.worse)
+            for example in constitution.comparison_few_shots
+        ],
+        "reasoning_few_shots": [tokens(text) for text in constitution.reasoning_few_shots],
+    }
+
+
 def parameter_count(folder: Path) -> int:
     """The parameters of a model, by its config.json."""
     from cai_jax.models import families, weights
 
     config, preference_model = weights.read_config(folder)
     return sum(
-        math.prod(families.params_shape(tensor, config)) * (config.layers if tensor.stacked else 1)
+        math.prod(families.file_shape(tensor, config)) * (config.layers if tensor.stacked else 1)
         for tensor in families.tensors(config, preference_model)
     )
 

@@ -5,7 +5,7 @@ import dataclasses
 from cai_jax.errors import InputError
 
 DTYPES = ("float32", "bfloat16")
-REMATS = ("none", "layer")
+REMATS = ("none", "dots", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,9 @@ class ModelConfig:
     max_positions: int = 2048
 
     dtype: str = "float32"  # of activations and caches; norms, softmax and logits are float32
-    remat: str = "none"  # "layer": the backward pass computes each layer's activations again
+    # What of a layer the backward pass computes again: "layer" all, "dots" all but the products
+    # with weights, which are kept.
+    remat: str = "none"
     scan_unroll: int = 0  # layers unrolled in the loop over layers; 0: all on CPU, else one
 
     def __post_init__(self):

@@ -4,7 +4,8 @@ A family is a table of tensors and two translations of `config.json`. What the t
 is refused by name, never ignored: an option that is read and not obeyed gives wrong numbers.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +18,13 @@ PREFERENCE_MODEL = "LlamaForSequenceClassification"
 
 
 class Tensor(NamedTuple):
-    """One array of the params tree and its name and axes in the file.
+    """One tensor of a file, and the arrays of the params tree that it holds: one, or several.
 
-    Axes are letters; a group of letters in `file_axes` is one axis of the file, their product.
+    Axes are letters; a group of letters in `file_axes` is one axis of the file, their product. The
+    letter P counts the arrays of a tensor that holds several, all of the shape `axes`.
     """
 
-    path: tuple[str, ...]  # below the root of params; arrays below "layers" have L in front
+    paths: tuple[tuple[str, ...], ...]  # below the root of params; "layers" have L in front
     name: str  # "{layer}" stands for the number of the layer
     file_axes: tuple[str, ...]
     axes: str
@@ -30,13 +32,13 @@ class Tensor(NamedTuple):
     @property
     def stacked(self) -> bool:
         """Whether the params tree has all layers in one array."""
-        return self.path[0] == "layers"
+        return self.paths[0][0] == "layers"
 
 
 LLAMA = (
-    Tensor(("embedder", "embedding"), "model.embed_tokens.weight", ("V", "D"), "VD"),
+    Tensor((("embedder", "embedding"),), "model.embed_tokens.weight", ("V", "D"), "VD"),
     *(
-        Tensor(("layers", *path), f"model.layers.{{layer}}.{name}.weight", file_axes, axes)
+        Tensor((("layers", *path),), f"model.layers.{{layer}}.{name}.weight", file_axes, axes)
         for path, name, file_axes, axes in (
             (("attention_norm", "scale"), "input_layernorm", ("D",), "D"),
             (("attention", "query"), "self_attn.q_proj", ("NH", "D"), "DNH"),
@@ -49,10 +51,10 @@ LLAMA = (
             (("mlp", "down"), "mlp.down_proj", ("D", "F"), "FD"),
         )
     ),
-    Tensor(("final_norm", "scale"), "model.norm.weight", ("D",), "D"),
+    Tensor((("final_norm", "scale"),), "model.norm.weight", ("D",), "D"),
 )
-UNEMBEDDER = Tensor(("unembedder", "kernel"), "lm_head.weight", ("V", "D"), "DV")
-SCORE_HEAD = Tensor(("score_head", "kernel"), "score.weight", ("1", "D"), "D")
+UNEMBEDDER = Tensor((("unembedder", "kernel"),), "lm_head.weight", ("V", "D"), "DV")
+SCORE_HEAD = Tensor((("score_head", "kernel"),), "score.weight", ("1", "D"), "D")
 
 # Options with one supported value; a folder that has another computes something else.
 SUPPORTED: dict[str, Any] = {
@@ -75,39 +77,53 @@ def tensors(config: ModelConfig, preference_model: bool) -> tuple[Tensor, ...]:
     return LLAMA if config.tied_embeddings else (*LLAMA, UNEMBEDDER)
 
 
-def is_ignored(name: str) -> bool:
-    """Whether a tensor of a file carries nothing that the model needs."""
+def known_name(name: str, config: ModelConfig) -> str:
+    """The name in the table of `tensors` of what a file calls `name`."""
+    return name
+
+
+def is_ignored(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor of a file that is not in the table carries nothing that the model needs."""
     # Old Llama files hold the frequencies; tied and classifying ones may hold a second unembedding.
     return name.endswith("rotary_emb.inv_freq") or name == UNEMBEDDER.name
 
 
 def file_shape(tensor: Tensor, config: ModelConfig) -> tuple[int, ...]:
     """The shape of (one layer of) `tensor` in a file."""
-    sizes = _sizes(config)
-    return tuple(int(np.prod([sizes[letter] for letter in axis])) for axis in tensor.file_axes)
+    sizes = _sizes(tensor, config)
+    return tuple(math.prod(sizes[letter] for letter in axis) for axis in tensor.file_axes)
 
 
 def params_shape(tensor: Tensor, config: ModelConfig) -> tuple[int, ...]:
-    """The shape of (one layer of) `tensor` in the params tree."""
-    return tuple(_sizes(config)[letter] for letter in tensor.axes)
+    """The shape of (one layer of) each array of `tensor` in the params tree."""
+    return tuple(_sizes(tensor, config)[letter] for letter in tensor.axes)
 
 
-def from_file(tensor: Tensor, array: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """One layer of a tensor, from the file's axes to those of the params tree."""
-    letters = "".join(tensor.file_axes).replace("1", "")
-    array = array.reshape([_sizes(config)[letter] for letter in letters])
-    return array.transpose([letters.index(letter) for letter in tensor.axes])
+def from_file(tensor: Tensor, array: np.ndarray, config: ModelConfig) -> tuple[np.ndarray, ...]:
+    """One layer of a tensor of a file as arrays for `tensor.paths`: views, if they can be."""
+    sizes, letters = _sizes(tensor, config), _letters(tensor)
+    array = array.reshape([sizes[letter] for letter in letters])
+    array = array.transpose([letters.index(letter) for letter in "P" + tensor.axes])
+    return tuple(array)
 
 
-def to_file(tensor: Tensor, array: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """One layer of a tensor, from the axes of the params tree to the file's."""
-    letters = "".join(tensor.file_axes).replace("1", "")
-    array = array.transpose([tensor.axes.index(letter) for letter in letters])
+def to_file(tensor: Tensor, arrays: Sequence[np.ndarray], config: ModelConfig) -> np.ndarray:
+    """One layer of a tensor of a file, from the arrays of `tensor.paths`."""
+    letters = _letters(tensor)
+    array = arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+    array = array.transpose([("P" + tensor.axes).index(letter) for letter in letters])
     return np.ascontiguousarray(array.reshape(file_shape(tensor, config)))
 
 
-def _sizes(config: ModelConfig) -> dict[str, int]:
+def _letters(tensor: Tensor) -> str:
+    """The axes of a file's tensor, one by one, with P among them."""
+    letters = "".join(tensor.file_axes).replace("1", "")
+    return letters if "P" in letters else "P" + letters
+
+
+def _sizes(tensor: Tensor, config: ModelConfig) -> dict[str, int]:
     return {
+        "P": len(tensor.paths),
         "V": config.vocab_size,
         "D": config.width,
         "N": config.heads,

@@ -31,8 +31,14 @@ class _Leaf(NamedTuple):
     """An array of the params tree: where it comes from, one place a layer if it is stacked."""
 
     tensor: families.Tensor
+    number: int  # of the array among those of the tensor
     shape: tuple[int, ...]
     stored: tuple[Stored, ...]
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Below the root of params."""
+        return self.tensor.paths[self.number]
 
 
 def read_folder(
@@ -59,18 +65,18 @@ def read_folder(
     config, leaves = _leaves(Path(folder))
     places: Any = None
     if place is not None:
-        places = place(_tree((f.tensor, jax.ShapeDtypeStruct(f.shape, dtype)) for f in leaves))
+        places = place(_tree((f.path, jax.ShapeDtypeStruct(f.shape, dtype)) for f in leaves))
     arrays = []
     # The largest first: what is held besides is small when nearly everything is there.
     for leaf in sorted(leaves, key=lambda leaf: -math.prod(leaf.shape)):
         array = placing.put(
             leaf.shape,
             jax.numpy.dtype(dtype),
-            _at(places, leaf.tensor),
+            _at(places, leaf.path),
             functools.partial(_read, leaf, config, jax.numpy.dtype(dtype)),
             stacked=leaf.tensor.stacked,
         )
-        arrays.append((leaf.tensor, array))
+        arrays.append((leaf.path, array))
     return config, _tree(arrays)
 
 
@@ -151,16 +157,18 @@ def _leaves(folder: Path) -> tuple[ModelConfig, list[_Leaf]]:
     config, preference_model = read_config(folder)
     stored: dict[str, Stored] = {}
     for file in _weight_files(folder):
-        stored |= tensor_files.contents(file)
+        for name, place in tensor_files.contents(file).items():
+            stored[families.known_name(name, config)] = place
     leaves, used = [], set()
     for tensor in families.tensors(config, preference_model):
         layers = config.layers if tensor.stacked else 1
         names = [tensor.name.format(layer=layer) for layer in range(layers)]
         places = tuple(_checked(tensor, name, stored, config, folder) for name in names)
         shape = families.params_shape(tensor, config)
-        leaves.append(_Leaf(tensor, (layers, *shape) if tensor.stacked else shape, places))
+        shape = (layers, *shape) if tensor.stacked else shape
+        leaves += [_Leaf(tensor, number, shape, places) for number in range(len(tensor.paths))]
         used |= set(names)
-    unknown = sorted(name for name in stored.keys() - used if not families.is_ignored(name))
+    unknown = sorted(n for n in stored.keys() - used if not families.is_ignored(n, config))
     if unknown:
         raise InputError(
             f"{folder}: tensor {unknown[0]}: not part of a model with this config.json "
@@ -219,7 +227,7 @@ def _read(leaf: _Leaf, config: ModelConfig, dtype: Any, index: tuple[slice, ...]
 
     def layer(stored: Stored, index: tuple[slice, ...]) -> np.ndarray:
         # `from_file` gives a view of the file, and the index a view of that.
-        return families.from_file(leaf.tensor, stored.mapped(), config)[index]
+        return families.from_file(leaf.tensor, stored.mapped(), config)[leaf.number][index]
 
     if not leaf.tensor.stacked:
         return np.array(layer(leaf.stored[0], index), dtype)
@@ -238,9 +246,10 @@ def _outgoing(
     dtype = "BF16" if config.dtype == "bfloat16" else "F32"
 
     def fetch(tensor: families.Tensor, layer: int) -> np.ndarray:
-        array = _at(params, tensor)
-        array = np.asarray(array[layer] if tensor.stacked else array)
-        return families.to_file(tensor, array.astype(tensor_files.DTYPES[dtype]), config)
+        arrays = [_at(params, path) for path in tensor.paths]
+        parts = [np.asarray(array[layer] if tensor.stacked else array) for array in arrays]
+        dtyped = [part.astype(tensor_files.DTYPES[dtype]) for part in parts]
+        return families.to_file(tensor, dtyped, config)
 
     for tensor in families.tensors(config, preference_model):
         shape = families.file_shape(tensor, config)
@@ -250,18 +259,18 @@ def _outgoing(
 
 
 def _tree(leaves: Any) -> dict[str, Any]:
-    """Nested dicts of (tensor, anything) pairs, by the tensors' paths."""
+    """Nested dicts of (path, anything) pairs."""
     tree: dict[str, Any] = {}
-    for tensor, leaf in leaves:
+    for path, leaf in leaves:
         node = tree
-        for key in tensor.path[:-1]:
+        for key in path[:-1]:
             node = node.setdefault(key, {})
-        node[tensor.path[-1]] = leaf
+        node[path[-1]] = leaf
     return tree
 
 
-def _at(tree: Any, tensor: families.Tensor) -> Any:
-    return functools.reduce(lambda node, key: node[key], tensor.path, tree) if tree else None
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+    return functools.reduce(lambda node, key: node[key], path, tree) if tree else None
 
 
 def _json_object(path: Path) -> dict[str, Any]:

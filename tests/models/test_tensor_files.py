@@ -68,14 +68,14 @@ config = ModelConfig(
     vocab_size=64, width=1024, layers=1, heads=2, kv_heads=2, head_dim=2, hidden=4
 )
 tensor = families.tensors(config, False)[0]
-assert tensor.path == ("embedder", "embedding")
+assert tensor.paths == (("embedder", "embedding"),)
 file, start, stop = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 file.write_bytes(bytes(64 * 4096))
 stored = tensor_files.Stored(file, "F32", (64, 1024), 0)
 mapped = stored.mapped()
 tensor_files.Stored.mapped = lambda self: mapped
 os.truncate(file, 32 * 4096)
-leaf = weights._Leaf(tensor, (64, 1024), (stored,))
+leaf = weights._Leaf(tensor, 0, (64, 1024), (stored,))
 index = (slice(start, stop), slice(0, 1024))
 part = weights._read(leaf, config, np.dtype("float32"), index)
 assert part.shape == (stop - start, 1024) and (part == 0).all()
