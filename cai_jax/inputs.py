@@ -7,7 +7,7 @@ from typing import Any
 
 from cai_jax import checkpoints
 from cai_jax.core import artifact
-from cai_jax.data import choices, readers, schema
+from cai_jax.data import blind, choices, readers, schema
 from cai_jax.errors import InputError
 from cai_jax.text.constitution import load_constitution
 
@@ -20,6 +20,7 @@ RECORD_TYPES = {
     "rounds": schema.Chain,
     "p_a": schema.Comparison,
     "response_a": schema.Pair,
+    "verdict": schema.Answer,
     "response": schema.Demonstration,
 }
 # The kinds of steps that make what a role needs; a role that is not here takes any.
@@ -30,7 +31,9 @@ MAKERS = {
     "prompts": ("red_team",),
     "data": ("critique_revise",),
     "chains": ("critique_revise",),
-    "pairs": ("compare",),
+    "pairs": ("compare", "pair_answers"),
+    "answers": ("evaluate",),
+    "votes": (),
     "comparisons": ("feedback",),
     "held_out": ("feedback",),
 }
@@ -75,6 +78,8 @@ def check(role: str, path: Path, needs_weights: bool = True) -> None:
         load_constitution(path)
     elif role == "evaluations":
         choices.read_choices(path)
+    elif role == "votes":
+        blind.read_votes(path)
     elif role in PROMPT_ROLES:
         readers.read_prompts(path)
     elif path.is_dir():

@@ -195,6 +195,24 @@ class Choice:
     reasonings: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What a judge said of the answers of two models to prompt `prompt`.
+
+    `id` is that of the pair, `p_a` the probability that the answer of model_a is the better one
+    (None: a tie), and `annotator` names the person, if one judged.
+    """
+
+    id: str
+    prompt_set: str
+    prompt: str
+    model_a: str
+    model_b: str
+    judge: str
+    p_a: float | None
+    annotator: str | None = None
+
+
 Record = TypeVar("Record")
 
 
