@@ -74,6 +74,14 @@ def evaluation_of(folder):
     return json.loads((folder / "evaluation.json").read_text())
 
 
+def flat(values, prefix=""):
+    """Nested objects and lists of numbers as one dict."""
+    if not isinstance(values, dict | list):
+        return {prefix: values}
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    return {k: v for key, value in items for k, v in flat(value, f"{prefix}/{key}").items()}
+
+
 def test_learns_a_rule(trained):
     folder, _, _, counts, _ = trained
     found = evaluation_of(folder / "pm")
@@ -115,7 +123,7 @@ def test_same_seed_same_artifact_whatever_the_order_of_the_held_out(trained, tmp
     metrics = [(of / "pm" / "metrics.jsonl").read_bytes() for of in (folder, tmp_path)]
     assert metrics[0] == metrics[1]
     first, second = (evaluation_of(of / "pm") for of in (folder, tmp_path))
-    assert first == pytest.approx(second, abs=1e-6)
+    assert flat(first) == pytest.approx(flat(second), abs=1e-6)
 
 
 def test_begins_at_log_2_and_mixes_labels_of_a_half(model, tmp_path):
@@ -141,9 +149,11 @@ def random_model(tmp_path_factory):
 
 def test_loss_is_that_of_the_scores_and_of_exchanged_sides(random_model):
     pairs = [TokenPair("0", [5, 6, 2], [7, 2], 0.8), TokenPair("1", [9, 2], [4, 8, 3, 2], 0.3)]
-    exchanged = [TokenPair(i, b, a, 1 - p) for i, a, b, p in pairs]
+    exchanged = [TokenPair(i, b, a, 1 - p) for i, a, b, p, *_ in pairs]
     measure = jax.jit(
-        lambda batch: preference.loss_and_sums(random_model.params, random_model.config, batch)
+        lambda batch: preference.loss_and_sums(
+            random_model.params, random_model.config, batch, 0.0
+        )[:2]
     )
     # Two pairs of three: the rest of the batch weighs nothing.
     loss, sums = measure(fill_pairs(pairs, 3, 5))
@@ -151,7 +161,7 @@ def test_loss_is_that_of_the_scores_and_of_exchanged_sides(random_model):
     margins = scores[[0, 2]] - scores[[1, 3]]
     expected = [0.8, 0.3] * np.log1p(np.exp(-margins)) + [0.2, 0.7] * np.log1p(np.exp(margins))
     assert abs(margins).min() > 0.01
-    assert float(loss) == pytest.approx(expected.mean(), abs=1e-5)
+    assert float(loss) == pytest.approx(expected.sum(), abs=1e-5)
     assert float(sums["weight"]) == float(sums["decided"]) == 2
     assert float(sums["right"]) == np.sum((margins > 0) == [True, False])
     other, other_sums = measure(fill_pairs(exchanged, 3, 5))
@@ -227,3 +237,49 @@ def test_plan():
         "flops": 2 * 7 * (3 * 6000 + 170 * 20),
         "updates": 3,
     }
+
+
+VALUES = {word: value for word, value in zip(WORDS, np.linspace(-1.5, 1.5, len(WORDS)))}
+
+
+def draw_valued(count, seed, label):
+    """Responses of three words that are worth the sum of their values; labels as `label` makes."""
+    rng = random.Random(seed)
+    comparisons, differences = [], []
+    for number in range(count):
+        sides = [[rng.choice(WORDS) for _ in range(3)] for _ in range(2)]
+        better = sum(VALUES[w] for w in sides[0]) - sum(VALUES[w] for w in sides[1])
+        p = label(1 / (1 + math.exp(-better)))
+        texts = [" ".join(side) for side in sides]
+        comparisons.append(Comparison(f"{seed}-{number}", human("tell me."), *texts, p, "human"))
+        differences.append(better)
+    return comparisons, np.array(differences)
+
+
+def test_soft_labels_beat_hard_ones_and_give_back_the_true_differences(model, tmp_path):
+    """Labels are noisy by construction: the better response is preferred with sigmoid(difference).
+
+    A hard label forgets how sure the judge was, and the scores grow too far apart.
+    """
+    held_out, differences = draw_valued(150, seed=9, label=lambda p: p)
+    write_records(tmp_path / "held_out.jsonl", held_out)
+    found = {}
+    for kind, label in {"soft": lambda p: p, "hard": round}.items():
+        write_records(tmp_path / f"{kind}.jsonl", draw_valued(300, seed=8, label=label)[0])
+        inputs = {
+            "model": model,
+            "comparisons": tmp_path / f"{kind}.jsonl",
+            "held_out": tmp_path / "held_out.jsonl",
+        }
+        run(tmp_path / kind, inputs, epochs=12, pairs=32, learning_rate=2e-2)
+        artifact.write_manifest(tmp_path / kind, {"kind": "preference"})
+        found[kind] = evaluation_of(tmp_path / kind)["sources"]["held_out"]
+    floor = found["soft"]["label_entropy"]
+    assert floor == found["hard"]["label_entropy"]
+    assert 0 < found["soft"]["excess_loss"] < 0.02
+    assert found["soft"]["log_loss"] < found["hard"]["log_loss"] - 0.05
+    assert found["soft"]["calibration_error"] < 0.05 < found["hard"]["calibration_error"]
+    scorer = checkpoints.load_model(tmp_path / "soft")
+    pairs = fit_pairs(held_out, scorer.tokenizer, render, 64, "refuse").pairs
+    a, b = (preference_scores(scorer, [pair[side] for pair in pairs]) for side in (1, 2))
+    assert np.corrcoef(a - b, differences)[0, 1] > 0.95
