@@ -7,7 +7,7 @@ from typing import Any
 
 from cai_jax import checkpoints
 from cai_jax.core import artifact
-from cai_jax.data import blind, choices, readers, schema
+from cai_jax.data import blind, choices, readers, schema, xstest
 from cai_jax.errors import InputError
 from cai_jax.text.constitution import load_constitution
 
@@ -78,6 +78,8 @@ def check(role: str, path: Path, needs_weights: bool = True) -> None:
         load_constitution(path)
     elif role == "evaluations":
         choices.read_choices(path)
+    elif role == "xstest":
+        xstest.read_xstest(path)
     elif role == "votes":
         blind.read_votes(path)
     elif role in PROMPT_ROLES:
