@@ -23,6 +23,7 @@ if typing.TYPE_CHECKING:
     from cai_jax.data.examples import Example
     from cai_jax.models.config import ModelConfig
 
+ADAPTER = "adapter"  # the step's folder for LoRA's factors
 RECORD_FILES = ("chains.jsonl", "demonstrations.jsonl", "documents.jsonl")
 
 
@@ -75,7 +76,8 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
 def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Trains the `model` on `data`, and writes model/ and metrics.jsonl.
 
-    With LoRA, model/ has the factors merged in, and adapter/ has them as PEFT reads them.
+    With LoRA, model/ has the factors merged in, and adapter/ has them as PEFT reads them, unless
+    the model's family has its projections in one module.
 
     Args:
         config: as `default_config`, with `seed` and `mesh`.
@@ -84,7 +86,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         folder: the step's own, empty.
 
     Returns:
-        Counts: records (sequences trained on), tokens, steps, truncated, dropped, loss.
+        Counts: records (sequences trained on), tokens, steps, truncated, dropped, loss; with LoRA
+        adapters, 1 where adapter/ was written.
     """
     import jax
 
@@ -93,6 +96,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core.metrics import MetricsWriter
     from cai_jax.core.progress import Progress
     from cai_jax.data import packing, pipeline
+    from cai_jax.models import peft_adapter
     from cai_jax.models.language_model import LanguageModel
 
     check(config, inputs)
@@ -155,8 +159,13 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     trained = optimizers.averaged(state.optimizer_state, state.params)
     params = lora.merged(trained, frozen, config.lora)
     checkpoints.save_model(folder, LanguageModel(model.config, params, model.tokenizer))
-    counts = {"records": records, "tokens": tokens}
-    return counts | report | {"steps": num_steps, "loss": loss}
+    counts = {"records": records, "tokens": tokens} | report | {"steps": num_steps, "loss": loss}
+    if config.lora.rank:
+        made = peft_adapter.write(
+            folder / ADAPTER, model.config, trained, config.lora, str(inputs["model"])
+        )
+        counts["adapters"] = int(made)
+    return counts
 
 
 def make_step(model_config: ModelConfig, optimizer: Any, config: ConfigDict) -> Any:
