@@ -172,7 +172,9 @@ def mean_loss(params: Any, config: ModelConfig, batch: Any) -> tuple[jax.Array, 
         params, config, batch.tokens, positions=batch.positions, segments=batch.segments
     )
     unembed = transformer.unembedding(params, config)
-    total, weight = losses.lm_cross_entropy(hidden, unembed, batch.targets, batch.weights)
+    total, weight = losses.lm_cross_entropy(
+        hidden, unembed, batch.targets, batch.weights, soft_cap=config.logits_soft_cap
+    )
     return total / jnp.maximum(weight, 1e-6), (total, weight)
 
 
