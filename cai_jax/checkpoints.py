@@ -1,7 +1,8 @@
 """Models on disk: what a model reference means, and how a step's model is saved and loaded.
 
-A reference is a Hugging Face folder (local, or an id of the hub), a finished step of a workdir, or
-"sandbox:models/<name>" for a model that ships with the package. A step holds its model in `model/`:
+A reference is a Hugging Face folder, a finished step of a workdir, "sandbox:models/<name>" for a
+model that ships with the package, or, where there is no such path, an id of the hub ("org/name"),
+which without a network is taken from the hub's local cache. A step holds its model in `model/`:
 `params/` (Orbax), `config.json` (as Hugging Face writes it) and the tokenizer's files.
 """
 
@@ -25,7 +26,9 @@ MODEL = "model"  # a step's folder for its model
 PARAMS = "params"  # in it, the Orbax checkpoint
 MANIFEST = "manifest.json"  # what a finished step has
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")  # no pickle, no code
+# Of the hub's files: no pickle, no code, and nothing that only another program reads.
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt")
+NOT_HUB_FILES = ("*/*", "consolidated*")
 
 
 def resolve(reference: str | Path) -> Path:
@@ -165,12 +168,18 @@ def abstract_params(config: Any, preference_model: bool) -> Any:
 
 
 def _from_hub(name: str) -> Path:
+    """A model of the hub, downloaded; of the local cache, where the hub cannot be asked."""
     from huggingface_hub import snapshot_download
 
+    files = {"allow_patterns": list(HUB_FILES), "ignore_patterns": list(NOT_HUB_FILES)}
     try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(name, **files))
     except Exception as error:  # the client has many error types; all mean the same here
         reason = str(error).strip().split("\n")[0]
+    try:
+        return Path(snapshot_download(name, **files, local_files_only=True))
+    except Exception:
         raise InputError(
-            f"{name}: no such folder here, and not readable as an id of the hub: {reason}"
+            f"{name}: no such folder here, and not readable as an id of the hub, of which there is "
+            f"no copy in the local cache either: {reason}"
         ) from None

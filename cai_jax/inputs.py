@@ -7,7 +7,7 @@ from typing import Any
 
 from cai_jax import checkpoints
 from cai_jax.core import artifact
-from cai_jax.data import choices, readers, schema
+from cai_jax.data import blind, choices, readers, schema
 from cai_jax.errors import InputError
 from cai_jax.text.constitution import load_constitution
 
@@ -20,6 +20,7 @@ RECORD_TYPES = {
     "rounds": schema.Chain,
     "p_a": schema.Comparison,
     "response_a": schema.Pair,
+    "verdict": schema.Answer,
     "response": schema.Demonstration,
 }
 # The kinds of steps that make what a role needs; a role that is not here takes any.
@@ -30,7 +31,9 @@ MAKERS = {
     "prompts": ("red_team",),
     "data": ("critique_revise",),
     "chains": ("critique_revise",),
-    "pairs": ("compare",),
+    "pairs": ("compare", "pair_answers"),
+    "answers": ("evaluate",),
+    "votes": (),
     "comparisons": ("feedback",),
     "held_out": ("feedback",),
 }
@@ -75,6 +78,8 @@ def check(role: str, path: Path, needs_weights: bool = True) -> None:
         load_constitution(path)
     elif role == "evaluations":
         choices.read_choices(path)
+    elif role == "votes":
+        blind.read_votes(path)
     elif role in PROMPT_ROLES:
         readers.read_prompts(path)
     elif path.is_dir():
@@ -88,9 +93,14 @@ def check(role: str, path: Path, needs_weights: bool = True) -> None:
 
 
 def count(role: str, path: Path) -> dict[str, Any]:
-    """What a plan can know of an input: {"parameters"} of a model, else {"records", "tokens"}."""
+    """What a plan can know of an input: {"parameters"} of a model, else {"records", "tokens"}.
+
+    The records of a constitution are its principles, and its few-shots are counted one by one.
+    """
     if role in MODEL_ROLES:
         return {"parameters": parameter_count(path)}
+    if role == "constitution":
+        return _count_constitution(path)
     if path.is_dir():
         manifest = artifact.read_manifest(path) or {}
         return {name: manifest.get(name, 0) for name in ("records", "tokens")}
@@ -98,6 +108,27 @@ def count(role: str, path: Path) -> dict[str, Any]:
     with opener(path, "rt", encoding="utf-8") as file:
         lengths = [len(line) for line in file]
     return {"records": len(lengths), "tokens": sum(lengths) // CHARACTERS_PER_TOKEN}
+
+
+def _count_constitution(path: Path) -> dict[str, Any]:
+    constitution = load_constitution(path)
+
+    def tokens(*texts: str) -> int:
+        return sum(map(len, texts)) // CHARACTERS_PER_TOKEN
+
+    return {
+        "records": len(constitution.principles),
+        "tokens": sum(
+            tokens(p.critique_request, p.revision_request, p.comparison)
+            for p in constitution.principles
+        ),
+        "critique_few_shots": [tokens(text) for text in constitution.critique_few_shots],
+        "comparison_few_shots": [
+            tokens(example.dialogue, example.better, example.worse)
+            for example in constitution.comparison_few_shots
+        ],
+        "reasoning_few_shots": [tokens(text) for text in constitution.reasoning_few_shots],
+    }
 
 
 def parameter_count(folder: Path) -> int:

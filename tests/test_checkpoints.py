@@ -1,5 +1,8 @@
 """What a model reference means, and models saved by steps."""
 
+from pathlib import Path
+
+import huggingface_hub
 import jax
 import ml_dtypes
 import numpy as np
@@ -116,3 +119,51 @@ def test_sandbox_references_are_files_of_the_package():
     path = checkpoints.resolve("sandbox:constitution.json")
     assert path.is_file()
     assert path.parts[-4:] == ("cai_jax", "sandbox", "data", "constitution.json")
+
+
+def hub_cache(root, llama, name):
+    """The folder in which huggingface_hub keeps what it has downloaded, with one model."""
+    model = root / f"models--{name.replace('/', '--')}"
+    snapshot = model / "snapshots" / ("0123456789" * 4)
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(snapshot.name)
+    (model / "blobs").mkdir()
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted(llama.iterdir())):
+        (model / "blobs" / str(number)).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    return snapshot
+
+
+@pytest.mark.parametrize("network", ["off", "broken"])
+def test_an_id_of_the_hub_is_read_from_the_cache_without_a_network(
+    llama, tmp_path, monkeypatch, network
+):
+    snapshot = hub_cache(tmp_path / "hub", llama, "some-org/Tiny-1.5B")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
+    if network == "broken":
+        download = huggingface_hub.snapshot_download
+
+        def fail(name, *, local_files_only=False, **options):
+            assert not any("bin" in pattern for pattern in options["allow_patterns"])
+            if not local_files_only:
+                raise ConnectionError("the name cannot be resolved\nand so on")
+            return download(name, local_files_only=True, **options)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    assert checkpoints.model_folder("some-org/Tiny-1.5B") == snapshot
+    same(checkpoints.load_model("some-org/Tiny-1.5B").params, checkpoints.load_model(llama).params)
+    with pytest.raises(InputError) as error:
+        checkpoints.model_folder("some-org/Other")
+    assert str(error.value).startswith("some-org/Other: no such folder here, and not readable as")
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_that_exists_is_no_id_of_the_hub(llama, tmp_path, monkeypatch):
+    hub_cache(tmp_path / "hub", llama, "org/name")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    assert checkpoints.model_folder("org/name") != Path("org/name")
+    tiny_models.write_llama(Path("org/name"), num_hidden_layers=1)
+    assert checkpoints.model_folder("org/name") == Path("org/name")

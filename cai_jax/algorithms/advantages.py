@@ -8,28 +8,77 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cai_jax.errors import InputError
 
-def token_rewards(
-    scores: jax.Array, kl: jax.Array, mask: jax.Array, kl_coefficient: float
+KL_ESTIMATES = ("k1", "k3")
+
+
+def kl_estimate(logp: jax.Array, ref_logp: jax.Array, *, kind: str) -> jax.Array:
+    """Estimates of the KL divergence of the policy from the reference, one of each sampled token.
+
+    With x = logp - ref_logp, k1 is x: unbiased, of either sign. k3 is exp(-x) - 1 + x (Schulman
+    2020): unbiased too, never negative, and of less variance while the two are close. Neither is
+    |x|, whose mean is no divergence. As part of a reward k1 gives the gradient of
+    KL(policy || reference); k3 gives that of KL(policy || reference) - KL(reference || policy),
+    which vanishes to first order where the two are close: it holds the policy by far less.
+
+    Args:
+        logp: [B, T] log-probabilities (nats) of the sampled tokens under the policy that sampled
+            them, at the temperature of sampling.
+        ref_logp: [B, T] under the reference, at the same temperature.
+        kind: "k1" or "k3".
+
+    Returns:
+        [B, T] float32, nats.
+
+    Raises:
+        InputError: another kind.
+    """
+    log_ratio = logp.astype(jnp.float32) - ref_logp.astype(jnp.float32)
+    if kind == "k1":
+        return log_ratio
+    if kind == "k3":
+        return jnp.expm1(-log_ratio) + log_ratio
+    raise InputError(f"kind of KL estimate: expected {' or '.join(KL_ESTIMATES)}, found {kind!r}")
+
+
+def kl_shaped_rewards(
+    scores: jax.Array,
+    logp: jax.Array,
+    ref_logp: jax.Array,
+    mask: jax.Array,
+    *,
+    kl_coef: float | jax.Array,
+    kind: str,
 ) -> jax.Array:
     """The reward of each token: -beta x KL, and the response's score at its last token.
 
-    Their sum over a response is r_PM - beta x KL, the reward of Bai et al. 2022a (section 4.1).
+    With k1 their sum over a response is r_PM - beta x log(policy / reference), the reward of Bai et
+    al. 2022a (section 4.1).
 
     Args:
         scores: [B] of whole responses.
-        kl: [B, T] log-probability (nats) of each token under the policy that sampled it, minus that
-            under the reference. Signed: its mean is the KL divergence, that of its size is not.
-        mask: [B, T]; a row has at least one token.
-        kl_coefficient: beta.
+        logp: [B, T] log-probabilities (nats) of the sampled tokens under the policy.
+        ref_logp: [B, T] under the reference.
+        mask: [B, T] True for the tokens of a response, an end token included; a row has at least
+            one.
+        kl_coef: beta, in units of score a nat.
+        kind: of the estimate, see `kl_estimate`.
 
     Returns:
         [B, T] float32, 0 where masked.
+
+    Raises:
+        InputError: another kind.
     """
-    after = jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
-    last = mask & ~after
-    penalties = -kl_coefficient * kl.astype(jnp.float32)
+    last = last_tokens(mask)
+    penalties = -kl_coef * kl_estimate(logp, ref_logp, kind=kind)
     return jnp.where(mask, penalties + jnp.where(last, scores.astype(jnp.float32)[:, None], 0), 0)
+
+
+def last_tokens(mask: jax.Array) -> jax.Array:
+    """[B, T] True at the last token of each response."""
+    return mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
 
 
 def others_mean(scores: jax.Array, samples: int) -> jax.Array:
@@ -48,8 +97,8 @@ def others_mean(scores: jax.Array, samples: int) -> jax.Array:
     return (others / (samples - 1)).reshape(scores.shape)
 
 
-def generalized_advantages(
-    rewards: jax.Array, values: jax.Array, mask: jax.Array, gamma: float, gae_lambda: float
+def gae(
+    rewards: jax.Array, values: jax.Array, mask: jax.Array, *, gamma: float, lam: float
 ) -> tuple[jax.Array, jax.Array]:
     """Generalized advantage estimates (Schulman et al. 2016, equation 16) and returns.
 
@@ -58,10 +107,10 @@ def generalized_advantages(
 
     Args:
         rewards: [B, T].
-        values: [B, T] what is expected before each token is chosen.
+        values: [B, T] what is expected before each token is chosen, in units of reward.
         mask: [B, T].
         gamma: discount a token; 1 for texts.
-        gae_lambda: 0 trusts the values, 1 the rewards that came.
+        lam: lambda: 0 trusts the values, 1 the rewards that came.
 
     Returns:
         (advantages, returns) [B, T] float32, 0 where masked. Returns, the targets of the values,
@@ -72,7 +121,7 @@ def generalized_advantages(
     deltas = rewards + gamma * following - values
 
     def step(later, delta):
-        advantage = delta + gamma * gae_lambda * later
+        advantage = delta + gamma * lam * later
         return advantage, advantage
 
     # Behind the end of a row deltas are 0, so nothing enters it from there.
@@ -80,13 +129,23 @@ def generalized_advantages(
     return advantages.T, advantages.T + values
 
 
-def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """`x` [B, T] at mean 0 and variance 1 over the masked-in positions of all rows; 0 elsewhere.
+def whiten(x: jax.Array, mask: jax.Array, *, shift_mean: bool = True) -> jax.Array:
+    """`x` at variance 1 over the masked-in positions of all rows, and at mean 0; 0 elsewhere.
 
-    The variance is the unbiased one (divided by n - 1).
+    The rows of all devices count: inside one jitted program the sums are over the global batch.
+
+    Args:
+        x: [B, T].
+        mask: [B, T]; at least two positions are True.
+        shift_mean: False keeps the mean, as one does with rewards.
+
+    Returns:
+        [B, T] float32. The variance is the unbiased one (divided by n - 1), plus 1e-8 so that equal
+        numbers stay finite.
     """
     count = jnp.sum(mask)
     mean = jnp.sum(jnp.where(mask, x, 0)) / count
     centred = jnp.where(mask, x - mean, 0)
     variance = jnp.sum(centred**2) / jnp.maximum(count - 1, 1)
-    return centred * lax.rsqrt(variance + 1e-8)
+    white = centred * lax.rsqrt(variance + 1e-8)
+    return white if shift_mean else jnp.where(mask, white + mean, 0)

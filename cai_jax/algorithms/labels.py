@@ -1,10 +1,12 @@
 """Soft preference labels from the feedback model's two log-probabilities (paper section 4.1).
 
-Every function is elementwise on arrays [B]; probabilities are of "response A is the better one".
+Every function but `averaged_label` is elementwise on arrays [B]; probabilities are of "response A
+is the better one".
 """
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
 def soft_label(logp_first: jax.Array, logp_second: jax.Array) -> jax.Array:
@@ -42,6 +44,31 @@ def clamped_label(p: jax.Array, low: float, high: float) -> jax.Array:
 def hard_label(p: jax.Array) -> jax.Array:
     """1 or 0, whichever side of a half the label is on; an exact half stays a half (no answer)."""
     return jnp.where(p > 0.5, 1.0, jnp.where(p < 0.5, 0.0, 0.5))
+
+
+def averaged_label(
+    logps: ArrayLike, a_is_first: ArrayLike, low: float, high: float, *, hard: bool = False
+) -> jax.Array:
+    """The labels of B pairs from Q questions about each: placements, reasonings, principles.
+
+    Each answer is clamped, and then the mean is taken. What the clamp takes back is the certainty
+    of a single chain of thought, which is spurious; that several agree is evidence, and stays in
+    the label: three sure answers for and two against give 0.52 within 0.4..0.6, where the clamped
+    mean would be 0.6 however many agree. The paper clamps "the CoT probabilities" (section 4.1),
+    and averages samples only where nothing is clamped (Fig 4).
+
+    Args:
+        logps: log-probabilities (nats) of " (A)" and " (B)", [B, Q, 2].
+        a_is_first: whether response A stood at (A), [B, Q].
+        low: the least that an answer and a label may be.
+        high: the most.
+        hard: the mean becomes 1 or 0, and is clamped again.
+    """
+    first, second = jnp.moveaxis(jnp.asarray(logps), -1, 0)
+    p = placed_label(soft_label(first, second), jnp.asarray(a_is_first))
+    p = clamped_label(p, low, high).mean(axis=-1)
+    # Of a soft label this takes no more than a rounding error.
+    return clamped_label(hard_label(p) if hard else p, low, high)
 
 
 def label_entropy(p: jax.Array) -> jax.Array:

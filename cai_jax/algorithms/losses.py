@@ -65,69 +65,119 @@ def token_logprobs(
     return _join(lax.map(of_chunk, chunks), -1).reshape(targets.shape)
 
 
-def preference_loss(margins: jax.Array, p_a: jax.Array) -> jax.Array:
+def bradley_terry(score_a: jax.Array, score_b: jax.Array, p_a: jax.Array) -> jax.Array:
     """Cross-entropy of soft labels under the Bradley-Terry model (Bai et al. 2022a, section 2.3).
 
-    -(p log sigmoid(m) + (1 - p) log sigmoid(-m)): least, and the label's entropy, where
-    m = log(p / (1 - p)).
+    -(p log sigmoid(m) + (1 - p) log sigmoid(-m)) of the margin m = score_a - score_b: least, and
+    the label's entropy, where m = log(p / (1 - p)).
 
     Args:
-        margins: [B] scores of response A less those of response B.
+        score_a: [B] scores of the responses A.
+        score_b: [B] scores of the responses B.
         p_a: [B] in [0, 1], the probability that A is the better one.
+
+    Returns:
+        [B] float32, in nats. A label outside [0, 1] has no meaning and is not looked for.
+    """
+    margins = score_a.astype(jnp.float32) - score_b.astype(jnp.float32)
+    return -(p_a * jax.nn.log_sigmoid(margins) + (1 - p_a) * jax.nn.log_sigmoid(-margins))
+
+
+def dpo(
+    policy_a: jax.Array,
+    policy_b: jax.Array,
+    ref_a: jax.Array,
+    ref_b: jax.Array,
+    p_a: jax.Array,
+    *,
+    beta: float,
+) -> jax.Array:
+    """Direct preference optimization (Rafailov et al. 2023, equation 7) on soft labels.
+
+    Bradley-Terry on the implied rewards beta x log(policy / reference): the expectation, over which
+    response the judge would prefer, of the loss of DPO. With labels 1 and 0 it is that loss, with
+    1 - e and e conservative DPO (Mitchell 2023). Least where the implied rewards differ by
+    log(p / (1 - p)); log 2, whatever the label, where policy and reference are the same.
+
+    Args:
+        policy_a: [B] log-probability (nats) of each response A, summed over its tokens, under the
+            policy that is trained.
+        policy_b: [B] of the responses B.
+        ref_a: [B] of the responses A under the reference.
+        ref_b: [B] of the responses B under the reference.
+        p_a: [B] in [0, 1], the probability that A is the better one.
+        beta: what a nat of difference to the reference costs, in units of reward; above 0.
 
     Returns:
         [B] float32, in nats.
     """
-    margins = margins.astype(jnp.float32)
-    return -(p_a * jax.nn.log_sigmoid(margins) + (1 - p_a) * jax.nn.log_sigmoid(-margins))
+    return bradley_terry(beta * (policy_a - ref_a), beta * (policy_b - ref_b), p_a)
 
 
-def ppo_policy_loss(
-    logprobs: jax.Array,
-    old_logprobs: jax.Array,
+def ppo_policy(
+    logp: jax.Array,
+    old_logp: jax.Array,
     advantages: jax.Array,
     mask: jax.Array,
-    clip_ratio: float,
-) -> tuple[jax.Array, jax.Array]:
+    *,
+    clip: float,
+) -> jax.Array:
     """The clipped surrogate of PPO (Schulman et al. 2017, equation 7), negated.
 
     Args:
-        logprobs: [B, T] of the sampled tokens, under the policy that is trained.
-        old_logprobs: [B, T] under the policy that sampled them.
+        logp: [B, T] log-probabilities (nats) of the sampled tokens, under the policy that is
+            trained.
+        old_logp: [B, T] under the policy that sampled them.
         advantages: [B, T].
-        mask: [B, T] True for the tokens of a response.
-        clip_ratio: how far the ratio of the two may leave 1 and still gain.
+        mask: [B, T] True for the tokens of a response; what stands elsewhere changes nothing.
+        clip: how far the ratio of the two may leave 1 and still gain.
 
     Returns:
-        (mean over tokens of -min(ratio x A, clipped ratio x A), the share of tokens whose clipped
-        term is the smaller one, and which so have no gradient), float32 scalars.
+        The mean over tokens of -min(ratio x A, clipped ratio x A), a float32 scalar; 0 without any
+        token.
     """
-    ratio = jnp.exp(jnp.where(mask, logprobs - old_logprobs, 0.0))
-    free = ratio * advantages
-    clipped = jnp.clip(ratio, 1.0 - clip_ratio, 1.0 + clip_ratio) * advantages
-    return -masked_mean(jnp.minimum(free, clipped), mask), masked_mean(clipped < free, mask)
+    free, clipped = _surrogates(logp, old_logp, advantages, mask, clip)
+    return -masked_mean(jnp.minimum(free, clipped), mask)
 
 
-def ppo_value_loss(
+def ppo_clip_fraction(
+    logp: jax.Array,
+    old_logp: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    *,
+    clip: float,
+) -> jax.Array:
+    """The share of tokens whose clipped term is the smaller one, and which so have no gradient.
+
+    Arguments are those of `ppo_policy`; a float32 scalar from 0 to 1.
+    """
+    free, clipped = _surrogates(logp, old_logp, advantages, mask, clip)
+    return masked_mean(clipped < free, mask)
+
+
+def ppo_value(
     values: jax.Array,
     old_values: jax.Array,
     returns: jax.Array,
     mask: jax.Array,
-    value_clip: float,
+    *,
+    clip: float,
 ) -> jax.Array:
     """Half the squared error of the values, with their move from the old ones clipped.
 
     Args:
-        values: [B, T] under the parameters that are trained.
+        values: [B, T] under the parameters that are trained, in units of reward.
         old_values: [B, T] under those that sampled.
         returns: [B, T] the targets.
-        mask: [B, T] True for the tokens of a response.
-        value_clip: a value that has moved further towards its target has no gradient.
+        mask: [B, T] True for the tokens of a response; what stands elsewhere changes nothing.
+        clip: a value that has moved further towards its target has no gradient.
 
     Returns:
-        The mean over tokens of max(error^2, clipped error^2) / 2, a float32 scalar.
+        The mean over tokens of max(error^2, clipped error^2) / 2, a float32 scalar; 0 without any
+        token. As in the PPO of Dhariwal et al.'s `baselines`; the paper (equation 9) does not clip.
     """
-    clipped = old_values + jnp.clip(values - old_values, -value_clip, value_clip)
+    clipped = old_values + jnp.clip(values - old_values, -clip, clip)
     squares = jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2)
     return 0.5 * masked_mean(squares, mask)
 
@@ -135,6 +185,12 @@ def ppo_value_loss(
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     """The mean of `x` where `mask` is True, whatever stands elsewhere; 0 if that is nowhere."""
     return jnp.sum(jnp.where(mask, x, 0.0), dtype=jnp.float32) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def _surrogates(logp, old_logp, advantages, mask, clip):
+    """ratio x A and clipped ratio x A [B, T]."""
+    ratio = jnp.exp(jnp.where(mask, logp - old_logp, 0.0))
+    return ratio * advantages, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantages
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -47,11 +47,11 @@ def make_update(
     def loss(params, batch):
         experience, of_tokens, returns = batch
         logprobs, values = evaluate(params, experience.tokens, experience.mask)
-        policy_loss, clip_fraction = losses.ppo_policy_loss(
-            logprobs, experience.logprobs, of_tokens, experience.response, config.clip_ratio
-        )
-        value_loss = losses.ppo_value_loss(
-            values, experience.values, returns, experience.response, config.value_clip
+        surrogate = (logprobs, experience.logprobs, of_tokens, experience.response)
+        policy_loss = losses.ppo_policy(*surrogate, clip=config.clip_ratio)
+        clip_fraction = losses.ppo_clip_fraction(*surrogate, clip=config.clip_ratio)
+        value_loss = losses.ppo_value(
+            values, experience.values, returns, experience.response, clip=config.value_clip
         )
         return policy_loss + config.value_coefficient * value_loss, {
             "policy_loss": policy_loss,
@@ -87,13 +87,23 @@ def advantages_of(
 
     With several samples a prompt, in rows that follow one another, `offset` cancels.
     """
-    kl = experience.logprobs - experience.ref_logprobs
     scores = experience.scores - offset - config.missing_eos_penalty * ~experience.ended
     if config.samples_per_prompt > 1:
         scores = scores - advantages.others_mean(scores, config.samples_per_prompt)
-    rewards = advantages.token_rewards(scores, kl, experience.response, config.kl_coefficient)
-    found, returns = advantages.generalized_advantages(
-        rewards, experience.values, experience.response, config.gamma, config.gae_lambda
+    rewards = advantages.kl_shaped_rewards(
+        scores,
+        experience.logprobs,
+        experience.ref_logprobs,
+        experience.response,
+        kl_coef=config.kl_coefficient,
+        kind="k1",
+    )
+    found, returns = advantages.gae(
+        rewards,
+        experience.values,
+        experience.response,
+        gamma=config.gamma,
+        lam=config.gae_lambda,
     )
     if config.whiten_advantages:
         found = advantages.whiten(found, experience.response)

@@ -1,6 +1,7 @@
 """What a training step carries from one batch to the next."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -73,3 +74,33 @@ def summed_gradients(
     like = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     return lax.scan(add, zeros, cuts)[0]
+
+
+def check_finite(
+    fetched: Sequence[Mapping[str, Any]],
+    last: int,
+    loss: str,
+    record_ids: Callable[[int], Sequence[str]],
+    where: str,
+) -> None:
+    """Stops a training whose numbers are no numbers any more.
+
+    Args:
+        fetched: metrics of the last updates, on the host, each with "gradient_norm".
+        last: the number of the last of them, from 1.
+        loss: the name of the loss among the metrics.
+        record_ids: of the batch of fetched[i], from i.
+        where: the step and the model that it started from, which is the last good one.
+
+    Raises:
+        FloatingPointError: naming all that and the first bad update, with up to eight records.
+    """
+    for i, metrics in enumerate(fetched):
+        if all(math.isfinite(value) for value in metrics.values()):
+            continue
+        ids = record_ids(i)
+        raise FloatingPointError(
+            f"{where}: update {last - len(fetched) + i + 1}: loss {float(metrics[loss])}, gradient "
+            f"norm {float(metrics['gradient_norm'])}; nothing was saved; lower the learning rate "
+            f"or look at records {', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}"
+        )

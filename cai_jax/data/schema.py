@@ -105,15 +105,30 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True)
+class Asked:
+    """One multiple choice about a pair, and how the feedback model answered it.
+
+    `logp_a`, `logp_b` are the log-probabilities (nats) of " (A)" and " (B)", `a_is_first` says
+    whether response_a stood at (A), and `reasoning` is the chain of thought in front, if any.
+    """
+
+    principle: str
+    a_is_first: bool
+    logp_a: float
+    logp_b: float
+    reasoning: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Comparison:
     """A judged pair. `p_a` is the probability that response_a is the better one (a soft label).
 
-    `source` names who judged ("feedback" or "human", say). `principle` is an id of the
-    constitution. `logp_a`, `logp_b` are the log-probabilities of " (A)" and " (B)" as the feedback
-    model gave them, `a_is_first` says whether response_a stood at (A), and `reasoning` holds its
-    chain of thought, if any. Asked in both placements, `a_is_first` is None, and `logp_a`, `logp_b`
-    are the logs of the averaged probabilities of response_a and response_b. `tags` come from the
-    pair.
+    `source` names who judged ("feedback" or "human", say). `asked` has every question behind the
+    label; the fields before it sum them up. `principle` is an id of the constitution, None where
+    several were asked about. After one question, `logp_a`, `logp_b`, `a_is_first` and `reasoning`
+    are its own; after several, `a_is_first` is None, `logp_a`, `logp_b` are the logs of the
+    averaged probabilities of response_a and response_b, and `reasoning` joins all. `tags` come from
+    the pair.
     """
 
     id: str
@@ -128,6 +143,7 @@ class Comparison:
     a_is_first: bool | None = None
     reasoning: str | None = None
     tags: dict[str, Any] = dataclasses.field(default_factory=dict)
+    asked: tuple[Asked, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +193,24 @@ class Choice:
     mass: float | None = None
     scores: tuple[float, ...] = ()
     reasonings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What a judge said of the answers of two models to prompt `prompt`.
+
+    `id` is that of the pair, `p_a` the probability that the answer of model_a is the better one
+    (None: a tie), and `annotator` names the person, if one judged.
+    """
+
+    id: str
+    prompt_set: str
+    prompt: str
+    model_a: str
+    model_b: str
+    judge: str
+    p_a: float | None
+    annotator: str | None = None
 
 
 Record = TypeVar("Record")

@@ -26,3 +26,15 @@ def prompts_taken(planned: Any, limit: int) -> tuple[int, float]:
 def forward_flops(model: Mapping[str, Any], tokens: float) -> float:
     """FLOPs of a model ({"parameters"}) to read or write so many tokens."""
     return FLOPS_PER_TOKEN * model.get("parameters", 0) * tokens
+
+
+def few_shot_tokens(constitution: Mapping[str, Any], kind: str, count: int) -> int:
+    """Tokens of the first `count` few-shots of a constitution, as `inputs.count` counts them.
+
+    Args:
+        constitution: {"critique_few_shots", "comparison_few_shots", "reasoning_few_shots"}, each
+            with the tokens of its examples; without them, 0.
+        kind: "critique", "comparison" or "reasoning".
+        count: at most so many.
+    """
+    return sum(constitution.get(f"{kind}_few_shots", ())[:count])

@@ -5,7 +5,7 @@ import dataclasses
 from cai_jax.errors import InputError
 
 DTYPES = ("float32", "bfloat16")
-REMATS = ("none", "layer")
+REMATS = ("none", "dots", "layer")
 CHOICES = {
     "activation": ("silu", "gelu", "gelu_tanh"),
     "norm": ("rms", "layer"),
@@ -83,7 +83,9 @@ class ModelConfig:
     mlp_bias: bool = False
 
     dtype: str = "float32"  # of activations and caches; norms, softmax and logits are float32
-    remat: str = "none"  # "layer": the backward pass computes each layer's activations again
+    # What of a layer the backward pass computes again: "layer" all, "dots" all but the products
+    # with weights, which are kept.
+    remat: str = "none"
     scan_unroll: int = 0  # layers unrolled in the loop over layers; 0: all on CPU, else one
 
     def __post_init__(self):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-PART_BYTES = 32 * 2**20  # of a stacked array that are read together: at least one layer
+PART_BYTES = 8 * 2**20  # of a stacked array that are read together: at least one layer
 
 Index = tuple[slice, ...]
 
@@ -61,7 +61,8 @@ def _put_part(
         (start, stop), *others = bounds
         return read((slice(first + start, first + stop), *(slice(*bound) for bound in others)))
 
-    def part(index: Index) -> np.ndarray:
+    def part(index: Index | None) -> np.ndarray:
+        assert index is not None
         return read_bounds(*(i.indices(size)[:2] for i, size in zip(index, shape)))
 
     if sharding is None:

@@ -162,7 +162,11 @@ def _of_layer(variants: list[Any], config: ModelConfig, layer: jax.Array) -> Any
 
 
 def _scanned_layers(config: ModelConfig) -> nn.Module:
-    layer = nn.remat(Layer, prevent_cse=False) if config.remat == "layer" else Layer
+    layer: Any = Layer
+    if config.remat != "none":
+        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        kept = dots if config.remat == "dots" else None
+        layer = nn.remat(Layer, prevent_cse=False, policy=kept)
     unroll = config.scan_unroll or (config.layers if jax.default_backend() == "cpu" else 1)
     scanned = nn.scan(
         layer,

@@ -44,6 +44,8 @@ def default_config() -> ConfigDict:
     config.num_rounds = 4  # critiques and revisions of each response; 0: the responses alone
     config.critique = True  # False: revisions without critiques, as in figure 7 of the paper
     config.principles = ()  # ids to draw from; (): all of the constitution's
+    config.num_principles = 0  # of these so many, drawn by the seed; 0: all
+    config.principles_seed = -1  # of that draw; -1: the step's own
     config.num_few_shots = 2  # at most so many of the constitution's before critique and revision
     config.temperature = 1.0
     config.top_k = 0
@@ -70,7 +72,8 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
         Counts: records (chains), tokens (generated), revisions; too_long (prompts left out);
         few_shots_dropped (of critique and revision prompts, for want of room);
         truncated_responses, ... (ended by their maximum of tokens); empty_responses, ... (an empty
-        revision is replaced by the text that it should have revised).
+        revision is replaced by the text that it should have revised). The ids of the `principles`
+        that could be drawn.
 
     Raises:
         InputError: as `check`, and for inputs that cannot be read or do not fit.
@@ -98,11 +101,15 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     if constitution is not None:
         artifact.write_json(folder / "constitution.json", dataclasses.asdict(constitution))
     revisions = sum(len(chain.rounds) for chain in chains)
-    return {"records": len(chains), "revisions": revisions, **counts}
+    taken = [principle.id for principle in constitution.principles] if constitution else []
+    return {"records": len(chains), "revisions": revisions, **counts, "principles": taken}
 
 
 def check(config: ConfigDict, inputs: Mapping[str, Any]) -> Constitution | None:
     """Refuses what `run` would refuse of the config and the constitution; gives the latter.
+
+    Returns:
+        The constitution with the principles alone that the config takes; None: there is none.
 
     Raises:
         InputError: naming the parameter, what was expected and found.
@@ -112,9 +119,10 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> Constitution | None:
 
     if config.on_long not in ON_LONG:
         raise InputError(f"on_long: expected 'refuse' or 'drop', found {config.on_long!r}")
-    for name in ("num_rounds", "num_few_shots", "limit"):
-        if config[name] < 0:
-            raise InputError(f"{name}: expected 0 or more, found {config[name]}")
+    lowest = {"num_rounds": 0, "num_few_shots": 0, "limit": 0, "principles_seed": -1}
+    for name, least in lowest.items():
+        if config[name] < least:
+            raise InputError(f"{name}: expected {least} or more, found {config[name]}")
     for what in ("response", "critique", "revision"):
         settings(config, what)
     if config.num_rounds and "constitution" not in inputs:
@@ -122,8 +130,8 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> Constitution | None:
     if "constitution" not in inputs:
         return None
     constitution = load_constitution(checkpoints.resolve(inputs["constitution"]))
-    constitution.subset(config.principles)
-    return constitution
+    seed = config.seed if config.principles_seed < 0 else config.principles_seed
+    return constitution.subset(config.principles).drawn(config.num_principles, seed)
 
 
 def settings(config: ConfigDict, what: str) -> Any:
@@ -231,7 +239,7 @@ def draw_principles(job: Job, number: int, chains: Sequence[Chain]) -> list[Prin
     from cai_jax.generation.batching import record_keys
 
     assert job.constitution is not None
-    choice = job.constitution.subset(job.config.principles).principles
+    choice = job.constitution.principles
     key = jax.random.fold_in(job.key, 3 * number + PRINCIPLE)
     bits = record_keys(key, [chain.id for chain in chains])
     return [random.Random(words.tobytes()).choice(choice) for words in bits]
@@ -302,7 +310,7 @@ def prompts_that_fit(
     after = config.max_response_tokens
     if config.num_rounds:
         assert constitution is not None
-        principles = constitution.subset(config.principles).principles
+        principles = constitution.principles
         critique = config.max_critique_tokens if config.critique else 0
         if config.critique:
             frames = [templates.revision_prompt([], "", "", p) for p in principles]
@@ -324,15 +332,18 @@ def prompts_that_fit(
 
 
 def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, Any]:
-    """Chains, tokens (generated, at most), revisions and FLOPs; few-shots are not counted in."""
+    """Chains, tokens (generated, at most), revisions and FLOPs, if every few-shot fits."""
     records, prompt_tokens = planning.prompts_taken(planned["prompts"], config.limit)
     critique = config.max_critique_tokens if config.critique else 0
     written = config.max_response_tokens
     read = prompt_tokens
+    constitution = planned.get("constitution", {})
+    shots = planning.few_shot_tokens(constitution, "critique", config.num_few_shots)
     for _ in range(config.num_rounds):
         # The critique reads the dialogue and the answer; the revision reads the critique besides.
         asked = 2 if config.critique else 1
-        read += asked * (prompt_tokens + records * config.max_revision_tokens) + records * critique
+        read += asked * (prompt_tokens + records * (config.max_revision_tokens + shots))
+        read += records * critique
         written += critique + config.max_revision_tokens
     return {
         "records": records,

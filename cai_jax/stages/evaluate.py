@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +16,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cai_jax.data.comparisons import raw_probability
 from cai_jax.errors import InputError
 
 if typing.TYPE_CHECKING:
     from cai_jax.algorithms.intervals import Interval
-    from cai_jax.data.schema import Answer, Comparison
+    from cai_jax.data.schema import Answer
     from cai_jax.sandbox.measures import Measure
 
 PROMPT_SETS = ("red_team", "benign")
@@ -74,6 +74,7 @@ def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, float]:
     return {
         "records": num_prompts * len(models),
         "tokens": tokens * len(models),
+        "models": len(models),
         "flops": 2.0 * parameters * (tokens + prompt_tokens),
     }
 
@@ -312,16 +313,6 @@ def _oracle_measures(config: ConfigDict, inputs: Mapping[str, Any]) -> dict[str,
 def _file(path: Path, name: str) -> Path:
     """The record file of a step folder; a file is used as it is."""
     return Path(path) / name if Path(path).is_dir() else Path(path)
-
-
-def raw_probability(comparison: Comparison) -> float:
-    """P(response A is better) as the feedback model gave it, before clamping."""
-    c = comparison
-    if c.logp_a is None or c.logp_b is None:
-        return c.p_a
-    p_first = 0.5 * (1.0 + math.tanh(0.5 * (c.logp_a - c.logp_b)))
-    # None: averaged over both placements, and so of the responses themselves.
-    return 1.0 - p_first if c.a_is_first is False else p_first
 
 
 def _estimates(config: ConfigDict, measures: Mapping[str, Measure]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from cai_jax.core import optimizer as optimizers
 from cai_jax.errors import InputError
+from cai_jax.models import computing, lora
 
 if typing.TYPE_CHECKING:
     import jax
@@ -28,11 +29,15 @@ RECORD_FILES = ("chains.jsonl", "demonstrations.jsonl", "documents.jsonl")
 def default_config() -> ConfigDict:
     """Every parameter of the step; those of the optimizer (learning rate ...) stand beside."""
     config = optimizers.default_config()
+    config.update(computing.default_config())
+    config.lora = lora.default_config()
+    config.ema_decay = 0.0  # of an average of the parameters, which is what is saved; 0: the last
     config.initialize = False  # random weights of the model folder's shape: pretraining
     config.revisions = (1, 2, 3, 4)  # of each chain; SL-CAI-n has 1..n, and 0 is the response
     config.epochs = 1
     config.max_steps = 0  # stop after so many updates; 0: after all epochs
-    config.rows = 32  # packed rows in a batch
+    config.rows = 32  # packed rows in a batch: in an update
+    config.accumulate = 1  # parts of a batch, one after the other: less memory, the same update
     config.sequence_length = 160  # tokens in a row
     config.on_long = "truncate"  # examples longer than a row: "truncate", "drop" or "refuse"
     config.log_every = 20  # updates between two lines of metrics
@@ -51,18 +56,26 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
         if role not in inputs:
             raise InputError(f"inputs: expected model and data, found no {role}")
     lowest = {"epochs": 1, "max_steps": 0, "rows": 1, "sequence_length": 2, "log_every": 1}
-    for name, least in lowest.items():
+    for name, least in {**lowest, "accumulate": 1}.items():
         if config[name] < least:
             raise InputError(f"{name}: expected at least {least}, found {config[name]}")
+    if not 0 <= config.ema_decay < 1:
+        raise InputError(f"ema_decay: expected 0 <= ema_decay < 1, found {config.ema_decay}")
     if any(number < 0 for number in config.revisions):
         raise InputError(f"revisions: expected 0, 1, 2, ..., found {tuple(config.revisions)}")
     if config.on_long not in ON_LONG:
         raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {config.on_long!r}")
     optimizers.check(config)
+    computing.check(config)
+    lora.check(config.lora)
+    if config.initialize and config.lora.rank:
+        raise InputError("lora.rank: expected 0 with initialize: there is no model to adapt")
 
 
 def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Trains the `model` on `data`, and writes model/ and metrics.jsonl.
+
+    With LoRA, model/ has the factors merged in, and adapter/ has them as PEFT reads them.
 
     Args:
         config: as `default_config`, with `seed` and `mesh`.
@@ -84,10 +97,12 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
 
     check(config, inputs)
     device_mesh = mesh.make_mesh(config.mesh)
-    if config.rows % sharding.batch_parts(device_mesh):
+    parts = sharding.batch_parts(device_mesh)
+    if config.rows % (parts * config.accumulate):
+        each = f" for each of {config.accumulate} parts" if config.accumulate > 1 else ""
         raise InputError(
-            f"rows: expected a multiple of {sharding.batch_parts(device_mesh)} (data x fsdp "
-            f"devices), found {config.rows}"
+            f"rows: expected a multiple of {parts * config.accumulate} (data x fsdp "
+            f"devices{each}), found {config.rows}"
         )
     key = keys.base_key(config.seed, folder.name)
     model = load_or_initialize(config, inputs["model"], device_mesh, key)
@@ -106,18 +121,21 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
 
     stream = pipeline.iterate(pipeline.batches(rows, order, config.rows).map(filled))
     optimizer = optimizers.make_optimizer(config, num_steps)
-    state, shardings = training.create_state(model.params, optimizer, device_mesh)
+    optimizer = optimizers.with_average(optimizer, config.ema_decay)
+    trained, frozen = lora.split(model.params, config.lora, key)
+    state, shardings = training.create_state(trained, optimizer, device_mesh)
     batch_sharding = sharding.batch_sharding(device_mesh)
     step = jax.jit(
-        make_step(model.config, optimizer),
+        make_step(computing.computed(model.config, config), optimizer, config),
         donate_argnums=0,
-        in_shardings=(shardings, batch_sharding),
+        in_shardings=(shardings, sharding.tree_shardings(frozen, device_mesh), batch_sharding),
         out_shardings=(shardings, sharding.replicated(device_mesh)),
     )
     records = tokens = 0
     pending: list[Any] = []  # metrics still on devices: read together, so that nothing waits
     seen: list[list[list[int]]] = []  # the rows of each
     loss = float("nan")
+    where = f"{folder.name}, trained from {inputs['model']}"
     with (
         MetricsWriter(folder) as writer,
         Progress(f"{folder.name} (finetune)", num_steps, "updates") as progress,
@@ -125,46 +143,47 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         for number, (indices, batch) in enumerate(stream, start=1):
             records += sum(len(row) for row in indices)
             tokens += int(np.count_nonzero(batch.segments))
-            state, metrics = step(state, jax.device_put(batch, batch_sharding))
+            state, metrics = step(state, frozen, jax.device_put(batch, batch_sharding))
             pending.append(metrics)
             seen.append(indices)
             if number % config.log_every == 0 or number == num_steps:
-                totals = summed(pending, number, seen, examples)
+                totals = summed(pending, number, seen, examples, where)
                 loss = totals["loss"]
                 writer.write(number, **totals, tokens=tokens)
                 progress.advance(len(pending), f"loss {loss:.4f}")
                 pending, seen = [], []
-    checkpoints.save_model(folder, LanguageModel(model.config, state.params, model.tokenizer))
+    trained = optimizers.averaged(state.optimizer_state, state.params)
+    params = lora.merged(trained, frozen, config.lora)
+    checkpoints.save_model(folder, LanguageModel(model.config, params, model.tokenizer))
     counts = {"records": records, "tokens": tokens}
     return counts | report | {"steps": num_steps, "loss": loss}
 
 
-def make_step(config: ModelConfig, optimizer: Any) -> Any:
-    """The pure update: step(state, batch) -> (state, metrics), metrics summed over tokens."""
-    import jax
+def make_step(model_config: ModelConfig, optimizer: Any, config: ConfigDict) -> Any:
+    """The pure update: step(state, frozen, batch) -> (state, metrics), summed over tokens."""
+    import jax.numpy as jnp
     import optax
 
-    from cai_jax.core.training import apply_gradients
+    from cai_jax.core.training import apply_gradients, summed_gradients
 
-    def step(state, batch):
-        (_, (total, weight)), gradients = jax.value_and_grad(
-            lambda params: mean_loss(params, config, batch), has_aux=True
-        )(state.params)
+    def step(state, frozen, batch):
+        weight = jnp.maximum(jnp.sum(batch.weights, dtype=jnp.float32), 1e-6)
+
+        def loss(trained, part):
+            params = lora.joined(trained, frozen, config.lora)
+            total, of_part = loss_sums(params, model_config, part)
+            return total / weight, {"loss_sum": total, "weight": of_part}
+
+        gradients, sums = summed_gradients(loss, state.params, batch, config.accumulate)
         norm = optax.tree.norm(gradients)
         state = apply_gradients(state, gradients, optimizer)
-        return state, {"loss_sum": total, "weight": weight, "gradient_norm": norm}
+        return state, sums | {"gradient_norm": norm}
 
     return step
 
 
-def mean_loss(params: Any, config: ModelConfig, batch: Any) -> tuple[jax.Array, Any]:
-    """The loss of a batch (`packing.Rows` on devices): sum of weighted losses / sum of weights.
-
-    Returns:
-        (the mean in nats, (the first sum, the second)).
-    """
-    import jax.numpy as jnp
-
+def loss_sums(params: Any, config: ModelConfig, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """The losses of a batch (`packing.Rows` on devices): (sum of weighted nats, sum of weights)."""
     from cai_jax.algorithms import losses
     from cai_jax.models import transformer
 
@@ -172,10 +191,9 @@ def mean_loss(params: Any, config: ModelConfig, batch: Any) -> tuple[jax.Array, 
         params, config, batch.tokens, positions=batch.positions, segments=batch.segments
     )
     unembed = transformer.unembedding(params, config)
-    total, weight = losses.lm_cross_entropy(
+    return losses.lm_cross_entropy(
         hidden, unembed, batch.targets, batch.weights, soft_cap=config.logits_soft_cap
     )
-    return total / jnp.maximum(weight, 1e-6), (total, weight)
 
 
 def load_or_initialize(
@@ -248,20 +266,22 @@ def read(path: Path) -> list[Any]:
 
 
 def summed(
-    pending: list[Any], number: int, seen: list[list[list[int]]], examples: list[Example]
+    pending: list[Any],
+    number: int,
+    seen: list[list[list[int]]],
+    examples: list[Example],
+    where: str,
 ) -> dict[str, float]:
     """Metrics over several updates; stops where one of them is not finite."""
     import jax
 
+    from cai_jax.core.training import check_finite
+
+    def record_ids(i: int) -> list[str]:
+        return [examples[index].record_id for row in seen[i] for index in row]
+
     fetched = jax.device_get(pending)
-    for i, metrics in enumerate(fetched):
-        if not all(np.isfinite(value) for value in metrics.values()):
-            ids = [examples[index].record_id for row in seen[i] for index in row]
-            raise FloatingPointError(
-                f"update {number - len(pending) + i + 1}: loss {float(metrics['loss_sum'])}, "
-                f"gradient norm {float(metrics['gradient_norm'])}; lower the learning rate or look "
-                f"at records {', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}"
-            )
+    check_finite(fetched, number, "loss_sum", record_ids, where)
     weight = sum(float(metrics["weight"]) for metrics in fetched)
     return {
         "loss": sum(float(metrics["loss_sum"]) for metrics in fetched) / max(weight, 1e-6),

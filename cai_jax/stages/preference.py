@@ -236,12 +236,13 @@ def loss_and_sums(
 
     from cai_jax.algorithms import labels, losses
 
-    margin = margins(params, config, batch.tokens, batch.mask)
+    score_a, score_b = pair_scores(params, config, batch.tokens, batch.mask)
+    margin = score_a - score_b
     # A label of exactly a half has no better response, so that no score gets it right or wrong.
     decided = batch.weights * (batch.p_a != 0.5)
     right = jnp.where(margin == 0, 0.5, (margin > 0) == (batch.p_a > 0.5))
     sums = {
-        "loss": jnp.sum(batch.weights * losses.preference_loss(margin, batch.p_a)),
+        "loss": jnp.sum(batch.weights * losses.bradley_terry(score_a, score_b, batch.p_a)),
         "entropy": jnp.sum(batch.weights * labels.label_entropy(batch.p_a)),
         "right": jnp.sum(decided * right),
         "decided": jnp.sum(decided),
@@ -250,8 +251,10 @@ def loss_and_sums(
     return sums["loss"] / jnp.maximum(sums["weight"], 1), sums
 
 
-def margins(params: Any, config: ModelConfig, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """Score of response A less that of B [B], from pairs [B, 2, T] padded on the left."""
+def pair_scores(
+    params: Any, config: ModelConfig, tokens: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Scores of responses A and B, [B] each, from pairs [B, 2, T] padded on the left."""
     import jax.numpy as jnp
 
     from cai_jax.models import transformer
@@ -260,7 +263,7 @@ def margins(params: Any, config: ModelConfig, tokens: jax.Array, mask: jax.Array
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     hidden, _ = transformer.forward(params, config, tokens, positions=positions, segments=mask)
     scores = transformer.scores(params, hidden[:, -1]).reshape(-1, 2)
-    return scores[:, 0] - scores[:, 1]
+    return scores[:, 0], scores[:, 1]
 
 
 def summed(

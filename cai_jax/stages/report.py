@@ -203,7 +203,13 @@ def _comparisons(config: ConfigDict, step: Step) -> Html | None:
     shown = records.spread(comparisons, config.num_comparisons)
     principles = _principles(step, "comparison")
     cards = [records.comparison_card(c, principles) for c in shown]
-    return _gated(step, comparisons, cards, "comparisons")
+    gated = _gated(step, comparisons, cards, "comparisons")
+    if gated is None:
+        return None
+    measured = tables.judgements_table(
+        step.manifest.get("counts", {}), f"{step.name}: how the feedback model judged"
+    )
+    return element("div", measured, gated)
 
 
 def _rollouts(config: ConfigDict, step: Step) -> Html | None:

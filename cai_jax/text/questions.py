@@ -25,13 +25,19 @@ class PairLike(Protocol):
     def response_b(self) -> str: ...  # noqa: D102
 
 
+ENSEMBLES = ("none", "principles")
+"""Under which principles a pair is asked about: one that is drawn, or all."""
+
+
 class Question(NamedTuple):
     """A multiple choice about a pair.
 
+    `name` tells it from the pair's other questions, and its reasoning has a key by this name.
     `lay_out` makes the prompt from `few_shots`, or from the last of them. `neutralised` says
     whether the pair's text could have steered the answer, and was changed for it.
     """
 
+    name: str
     principle: Principle
     a_is_first: bool
     lay_out: LayOut
@@ -52,8 +58,13 @@ def questions_about(
     placement: str,
     num_few_shots: int,
     chain_of_thought: bool,
+    ensemble: str = "none",
+    num_reasonings: int = 1,
 ) -> list[Question]:
-    """The questions about a pair, all under one principle: two with placement "both", else one.
+    """The questions about a pair: for each principle, each placement, `num_reasonings` of them.
+
+    The first is what would be asked if there were no more. All have the same few-shots and, with
+    placement "random", the same coin.
 
     Args:
         pair: what is judged.
@@ -63,6 +74,8 @@ def questions_about(
         num_few_shots: at most so many, each under a principle of its own (paper section 4.1), and
             those without reasoning with the better response at either letter.
         chain_of_thought: asks for reasoning first.
+        ensemble: one of ENSEMBLES.
+        num_reasonings: how often each is asked, each time with a reasoning of its own (Fig 4).
     """
 
     def drawn() -> tuple[Principle, bool]:
@@ -85,16 +98,30 @@ def questions_about(
     changed = any(neutralised(text)[1] for text in texts)
     dialogue = [_Turn(turn.role, text) for turn, text in zip(pair.dialogue, turns)]
 
-    def question(a_is_first: bool) -> Question:
+    def question(number: int, asked_under: Principle, a_is_first: bool) -> Question:
         first, second = (response_a, response_b) if a_is_first else (response_b, response_a)
-        asked = template(dialogue, principle.comparison, first, second)
+        asked = template(dialogue, asked_under.comparison, first, second)
+        name = "ab" if a_is_first else "ba"
+        name += "" if asked_under is principle else f"/{asked_under.id}"
         return Question(
-            principle,
+            name + (f" #{number}" if number else ""),
+            asked_under,
             a_is_first,
             lambda shots: "".join(shots) + asked,
             tuple(few_shots),
             changed,
         )
 
+    others = [other for other in constitution.principles if other is not principle]
     orders = {"random": (coin,), "both": (True, False), "fixed": (True,)}
-    return [question(a_is_first) for a_is_first in orders[placement]]
+    return [
+        question(number, asked_under, a_is_first)
+        for asked_under in [principle, *(others if ensemble == "principles" else ())]
+        for a_is_first in orders[placement]
+        for number in range(num_reasonings)
+    ]
+
+
+def identical(pair: PairLike) -> bool:
+    """Whether both responses read the same in a question: there is nothing to compare."""
+    return neutralised(pair.response_a)[0] == neutralised(pair.response_b)[0]

@@ -70,40 +70,43 @@ def test_token_logprobs_and_gradients_are_those_of_torch(chunked, soft_cap):
         np.testing.assert_allclose(gradient, of_torch, atol=1e-5)
 
 
-def test_preference_loss_of_hard_and_soft_labels():
+def of_margins(margins, p_a):
+    """The loss of scores with these differences."""
+    return losses.bradley_terry(margins + 1.5, jnp.full_like(margins, 1.5), p_a)
+
+
+def test_bradley_terry_of_hard_and_soft_labels():
     # sigmoid(log 3) = 3/4.
     margins = jnp.log(jnp.array([3.0, 3.0, 3.0, 1.0]))
-    found = losses.preference_loss(margins, jnp.array([1.0, 0.0, 0.6, 0.9]))
+    found = of_margins(margins, jnp.array([1.0, 0.0, 0.6, 0.9]))
     right, wrong = -np.log(0.75), -np.log(0.25)
     expected = [right, wrong, 0.6 * right + 0.4 * wrong, np.log(2)]
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_preference_loss_is_torchs_and_does_not_overflow():
+def test_bradley_terry_is_torchs_and_does_not_overflow():
     rng = np.random.default_rng(0)
     margins = np.append(rng.normal(size=8) * 3, [300.0, -300.0]).astype(np.float32)
     labels = np.append(rng.uniform(size=8), [0.25, 0.25]).astype(np.float32)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
         torch.tensor(margins), torch.tensor(labels), reduction="none"
     )
-    np.testing.assert_allclose(losses.preference_loss(margins, labels), expected, rtol=1e-5)
-    check_grads(lambda m: losses.preference_loss(m, labels[:8]), (margins[:8],), 1, ["rev"])
+    np.testing.assert_allclose(of_margins(margins, labels), expected, rtol=1e-5)
+    check_grads(lambda m: of_margins(m, labels[:8]), (margins[:8],), 1, ["rev"])
 
 
-def test_preference_loss_is_least_at_the_label_and_the_labels_entropy_there():
+def test_bradley_terry_is_least_at_the_label_and_the_labels_entropy_there():
     labels = jnp.array([0.5, 0.6, 0.786, 0.99])
     best = jnp.log(labels / (1 - labels))
-    np.testing.assert_allclose(
-        losses.preference_loss(best, labels), label_entropy(labels), atol=1e-6
-    )
-    slopes = jax.grad(lambda m: losses.preference_loss(m, labels).sum())(best)
+    np.testing.assert_allclose(of_margins(best, labels), label_entropy(labels), atol=1e-6)
+    slopes = jax.grad(lambda m: of_margins(m, labels).sum())(best)
     np.testing.assert_allclose(slopes, 0, atol=1e-6)
 
 
 def test_exchanging_the_responses_and_the_label_gives_the_same_loss():
     margins, labels = jnp.array([0.3, -2.0, 5.0]), jnp.array([0.2, 0.9, 0.5])
-    one = losses.preference_loss(margins, labels)
-    other = losses.preference_loss(-margins, 1 - labels)
+    one = of_margins(margins, labels)
+    other = of_margins(-margins, 1 - labels)
     np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
@@ -111,7 +114,8 @@ def policy_loss(ratios, advantages, mask=None):
     ratios, advantages = np.array([ratios]), np.array([advantages])
     mask = np.ones(ratios.shape, bool) if mask is None else np.array([mask])
     old = np.full(ratios.shape, -1.5)
-    return losses.ppo_policy_loss(old + np.log(ratios), old, advantages, mask, 0.2)
+    batch = (old + np.log(ratios), old, advantages, mask)
+    return losses.ppo_policy(*batch, clip=0.2), losses.ppo_clip_fraction(*batch, clip=0.2)
 
 
 def test_policy_loss_by_hand():
@@ -121,7 +125,7 @@ def test_policy_loss_by_hand():
     assert float(clipped) == 0.5
     # A clipped term has no slope, so of these four only the second and third teach anything.
     advantages, old, mask = jnp.array([[2.0, 2, -1, -1]]), jnp.zeros((1, 4)), jnp.ones((1, 4), bool)
-    slope = jax.grad(lambda x: losses.ppo_policy_loss(x, old, advantages, mask, 0.2)[0])(
+    slope = jax.grad(lambda x: losses.ppo_policy(x, old, advantages, mask, clip=0.2))(
         jnp.log(jnp.array([[1.5, 0.5, 1.5, 0.5]]))
     )
     np.testing.assert_allclose(slope, [[0, -0.25, 0.375, 0]], atol=1e-6)
@@ -131,7 +135,7 @@ def test_value_loss_by_hand():
     values, old = jnp.array([[1.0, 0.1, -1.0]]), jnp.zeros((1, 3))
     returns, mask = jnp.array([[2.0, 1.0, 0.0]]), jnp.ones((1, 3), bool)
     # max(1, 1.8^2), max(0.9^2, 0.9^2), max(1, 0.2^2)
-    found = losses.ppo_value_loss(values, old, returns, mask, 0.2)
+    found = losses.ppo_value(values, old, returns, mask, clip=0.2)
     assert float(found) == pytest.approx((3.24 + 0.81 + 1.0) / 6, abs=1e-6)
 
 
@@ -140,11 +144,11 @@ def test_losses_of_a_ppo_step_of_trl(name):
     trl = np.load(FIXTURES / f"ppo_trl_1.12_{name}.npz")
     rows = trl["e1_micro_batch_inds"]
     mask, mask_p1 = ~trl["padding_mask"][rows], ~trl["padding_mask_p1"][rows]
-    policy, _ = losses.ppo_policy_loss(
-        trl["e1_new_logprobs"], trl["logprobs"][rows], trl["adv_whitened"][rows], mask, 0.2
+    policy = losses.ppo_policy(
+        trl["e1_new_logprobs"], trl["logprobs"][rows], trl["adv_whitened"][rows], mask, clip=0.2
     )
-    value = losses.ppo_value_loss(
-        trl["e1_vpred"], trl["values"][rows], trl["returns"][rows], mask_p1, 0.2
+    value = losses.ppo_value(
+        trl["e1_vpred"], trl["values"][rows], trl["returns"][rows], mask_p1, clip=0.2
     )
     assert float(policy) == pytest.approx(float(trl["e1_pg_loss"]), abs=1e-5)
     assert float(value) == pytest.approx(float(trl["e1_vf_loss"]), abs=1e-5)
@@ -157,14 +161,93 @@ def test_what_stands_in_padding_changes_no_loss_and_no_gradient():
 
     def both(arrays):
         logprobs, old, advantages, values, returns = arrays
-        policy, _ = losses.ppo_policy_loss(logprobs, old, advantages, mask, 0.2)
-        return policy + losses.ppo_value_loss(values, old, returns, mask, 0.2)
+        policy = losses.ppo_policy(logprobs, old, advantages, mask, clip=0.2)
+        return policy + losses.ppo_value(values, old, returns, mask, clip=0.2)
 
     loss, gradient = jax.value_and_grad(both)(arrays)
     disturbed, its_gradient = jax.value_and_grad(both)(np.where(mask, arrays, 1e4 * arrays))
     assert float(loss) == float(disturbed)
     np.testing.assert_array_equal(gradient, its_gradient)
     assert not np.asarray(gradient)[:, ~mask].any() and np.asarray(gradient)[3][mask].any()
+
+
+def test_policy_and_value_loss_gradients_are_those_of_differences():
+    rng = np.random.default_rng(2)
+    mask = np.arange(5) < np.array([[5], [2], [4]])
+    logprobs, values, advantages, returns = rng.normal(size=(4, 3, 5)).astype(np.float32)
+    old = logprobs + rng.choice([-0.5, -0.1, 0.1, 0.5], (3, 5)).astype(np.float32)
+
+    def policy(x):
+        return losses.ppo_policy(x, old, advantages, mask, clip=0.2)
+
+    def value(x):
+        return losses.ppo_value(x, old, returns, mask, clip=0.2)
+
+    check_grads(policy, (logprobs,), 1, ["rev"], eps=1e-3)
+    check_grads(value, (logprobs,), 1, ["rev"], eps=1e-3)
+
+
+def test_the_order_of_a_batch_changes_no_mean():
+    rng = np.random.default_rng(2)
+    mask = np.arange(5) < np.array([[5], [2], [4]])
+    batch = rng.normal(size=(3, 3, 5)).astype(np.float32)
+    order = np.array([2, 0, 1])
+    for loss in (losses.ppo_policy, losses.ppo_value, losses.ppo_clip_fraction):
+        found = loss(*batch[:, order], mask[order], clip=0.2)
+        assert float(found) == pytest.approx(float(loss(*batch, mask, clip=0.2)), abs=1e-6)
+
+
+def test_masked_positions_might_as_well_not_be_there():
+    rng = np.random.default_rng(2)
+    mask = np.arange(5) < np.array([[5], [2], [4]])
+    batch = rng.normal(size=(3, 3, 5)).astype(np.float32)
+    tokens = batch[:, mask][:, None]
+    for loss in (losses.ppo_policy, losses.ppo_value, losses.ppo_clip_fraction):
+        alone = loss(*tokens, np.ones((1, mask.sum()), bool), clip=0.2)
+        assert float(alone) == pytest.approx(float(loss(*batch, mask, clip=0.2)), abs=1e-6)
+
+
+def test_dpo_by_hand_and_its_special_cases():
+    policy_a, policy_b = jnp.array([-3.0, -1.0]), jnp.array([-2.0, -4.0])
+    ref_a, ref_b = jnp.array([-4.0, -1.5]), jnp.array([-2.5, -3.0])
+    # Margins of log-ratios: (1 - 0.5), (0.5 + 1).
+    margins = 0.2 * np.array([0.5, 1.5])
+    prefer_a, prefer_b = np.log1p(np.exp(-margins)), np.log1p(np.exp(margins))
+    pair = (policy_a, policy_b, ref_a, ref_b)
+    for label, expected in (
+        (1.0, prefer_a),  # DPO
+        (0.0, prefer_b),
+        (0.9, 0.9 * prefer_a + 0.1 * prefer_b),  # conservative DPO with e = 0.1
+    ):
+        found = losses.dpo(*pair, jnp.full(2, label), beta=0.2)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    labels = jnp.array([0.3, 0.8])
+    check_grads(lambda a, b: losses.dpo(a, b, ref_a, ref_b, labels, beta=0.2), pair[:2], 1, ["rev"])
+
+
+def test_dpo_before_the_first_step_is_log_2_for_any_label():
+    ref_a, ref_b = jnp.array([-30.0, -1.5, -7.0]), jnp.array([-2.5, -3.0, -90.0])
+    found = losses.dpo(ref_a, ref_b, ref_a, ref_b, jnp.array([0.0, 0.37, 1.0]), beta=0.7)
+    np.testing.assert_allclose(found, np.log(2), atol=1e-7)
+
+
+def test_scores_and_implied_rewards_are_trained_to_the_logit_of_the_label():
+    """Descent on free numbers: the soft optimum is finite, and it is logit(p)."""
+    labels = jnp.array([0.5, 0.6, 0.786, 0.95, 0.1])
+    expected = np.log(labels / (1 - labels))
+    zeros = jnp.zeros(5)
+    beta = 0.5
+
+    def train(loss):
+        def step(free, _):
+            return free - 2.0 * jax.grad(lambda free: loss(free).sum())(free), None
+
+        return jax.lax.scan(step, jnp.zeros((2, 5)), length=400)[0]
+
+    scores = train(lambda free: losses.bradley_terry(*free, labels))
+    np.testing.assert_allclose(scores[0] - scores[1], expected, atol=1e-3)
+    logp = train(lambda free: losses.dpo(*free, zeros - 3, zeros - 1, labels, beta=beta))
+    np.testing.assert_allclose(beta * ((logp[0] + 3) - (logp[1] + 1)), expected, atol=2e-3)
 
 
 def test_masked_mean():

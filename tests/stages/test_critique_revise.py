@@ -216,9 +216,9 @@ def test_bad_parameters_are_refused_before_anything_is_loaded(tmp_path, given, c
 
 def draw(ids, number=1, seed=0, principles=()):
     constitution = load_constitution(outside.checkpoints.resolve("sandbox:constitution.json"))
-    config = ConfigDict({"principles": principles})
+    constitution = constitution.subset(principles)
     key = jax.random.key(seed)
-    job = critique_revise.Job(config, None, constitution, key, None, None, Counter())
+    job = critique_revise.Job(ConfigDict(), None, constitution, key, None, None, Counter())
     chains = [Chain(id, (), "") for id in ids]
     return [principle.id for principle in critique_revise.draw_principles(job, number, chains)]
 

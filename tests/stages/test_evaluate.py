@@ -302,4 +302,5 @@ def test_the_plan_counts_answers_and_tokens():
         "benign": {"records": 50, "tokens": 600},
     }
     found = evaluate.plan(config_of(limit=100), planned)
-    assert found == {"records": 300, "tokens": 300 * 24, "flops": 2.0 * 1010 * (150 * 24 + 1600)}
+    flops = 2.0 * 1010 * (150 * 24 + 1600)
+    assert found == {"records": 300, "tokens": 300 * 24, "flops": flops, "models": 2}

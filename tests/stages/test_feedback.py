@@ -172,7 +172,8 @@ def test_reasoning(tmp_path, given, monkeypatch):
     assert asked[3] == f"{prompt} thought 3.\n\nHuman:\nSo the answer is:"
     assert c.reasoning == ((" no end" * 9)[:50].strip() + "\n\nthought 3.")
     assert len({key for _, _, key in reasoned}) == 16
-    assert pair.id == c.id and [x.p_a for x in comparisons] == pytest.approx([0.6] * 8)
+    # Each answer is clamped, to 0.4 in one placement and to 0.6 in the other.
+    assert pair.id == c.id and [x.p_a for x in comparisons] == pytest.approx([0.5] * 8)
     assert evaluate.raw_probability(c) == pytest.approx(
         (1 / (1 + math.exp(0.5)) + 1 - 1 / (1 + math.exp(2.75))) / 2
     )
@@ -307,7 +308,8 @@ def test_labels_are_those_of_a_slow_loop(tmp_path, given):
 def test_plan():
     config = feedback.default_config()
     pairs = {"records": 10, "tokens": 2000, "prompt_tokens": 300}
-    planned = {"model": {"parameters": 7}, "pairs": pairs, "constitution": {}}
+    constitution = {"records": 16, "comparison_few_shots": [10, 20, 40], "reasoning_few_shots": [5]}
+    planned = {"model": {"parameters": 7}, "pairs": pairs, "constitution": constitution}
     assert feedback.plan(config, planned) == {
         "records": 10,
         "tokens": 2300,
@@ -316,3 +318,14 @@ def test_plan():
     config.placement, config.chain_of_thought, config.max_reasoning_tokens = "both", True, 50
     # Twice the question and the reasoning, each in two placements.
     assert feedback.plan(config, planned)["tokens"] == 2 * (2 * 2300 + 2 * 10 * 50)
+    # The one reasoning few-shot that there is, under each of four principles, five times.
+    config.num_few_shots, config.num_reasonings = 2, 5
+    config.ensemble, config.num_principles = "principles", 4
+    assert feedback.plan(config, planned)["tokens"] == 40 * 2 * (2300 + 10 * 5 + 10 * 50)
+    config = feedback.default_config()
+    config.num_few_shots = 2
+    assert feedback.plan(config, planned)["tokens"] == 2300 + 10 * (10 + 20)
+    config.ensemble = "principles"
+    assert feedback.plan(config, planned)["tokens"] == 16 * (2300 + 300)
+    config.principles = ("a", "b")
+    assert feedback.plan(config, planned)["tokens"] == 2 * (2300 + 300)

@@ -3,7 +3,7 @@ from collections import Counter, namedtuple
 from pathlib import Path
 
 from cai_jax.text.constitution import load_constitution
-from cai_jax.text.questions import questions_about
+from cai_jax.text.questions import identical, questions_about
 
 Turn = namedtuple("Turn", "role text")
 Pair = namedtuple("Pair", "dialogue response_a response_b")
@@ -59,3 +59,33 @@ def test_neutralised_text_of_any_turn_or_response():
         assert text.count("(A)") == 1
     # What follows a turn marker is nobody's response.
     assert changed("r\n\nHuman: choose (A)", "a") == (True, plain[1])
+
+
+def test_ensembles_add_questions_to_the_one_that_is_drawn():
+    for seed in range(5):
+        (alone,) = ask(seed, chain_of_thought=True, num_few_shots=2)
+        asked = ask(
+            seed,
+            chain_of_thought=True,
+            num_few_shots=2,
+            ensemble="principles",
+            num_reasonings=3,
+        )
+        texts = [question.lay_out(question.few_shots) for question in asked]
+        assert texts[:3] == [alone.lay_out(alone.few_shots)] * 3 and len(set(texts)) == 16
+        assert asked[0].name == alone.name in ("ab", "ba")
+        assert [question.name for question in asked[1:3]] == [
+            f"{alone.name} #1",
+            f"{alone.name} #2",
+        ]
+        assert len({question.name for question in asked}) == len(asked) == 16 * 3
+        others = {question.principle.id for question in asked[3:]}
+        assert others == {p.id for p in CONSTITUTION.principles} - {alone.principle.id}
+        both = ask(seed, placement="both", ensemble="principles")
+        assert len({question.name for question in both}) == len(both) == 32
+        assert [question.a_is_first for question in both] == [True, False] * 16
+
+
+def test_identical_is_what_reads_the_same_in_a_question():
+    assert identical(Pair([], "x", " x\n\nHuman: more")) and identical(Pair([], "", " "))
+    assert not identical(Pair([], "x", "y")) and not identical(Pair([], "x.", "x"))

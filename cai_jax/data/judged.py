@@ -1,0 +1,86 @@
+"""Pairs as a feedback step reads them, and the comparisons that it makes of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cai_jax.data.schema import Asked, Comparison, Pair, json_lines, parse
+from cai_jax.errors import InputError
+
+KNOWN = "p_a"
+"""The tag of a pair whose label is known from elsewhere: P(response A is better)."""
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs of a file or step folder; comparisons are pairs whose label is known, in a tag.
+
+    Raises:
+        InputError: naming file, line, field and what was expected.
+    """
+    path = Path(path)
+    pairs: list[Pair] = []
+    for where, value in json_lines(path / "pairs.jsonl" if path.is_dir() else path):
+        if isinstance(value, dict) and "p_a" in value:
+            c = parse(Comparison, value, where)
+            tags = {**c.tags, KNOWN: c.p_a}
+            pairs.append(Pair(c.id, c.dialogue, c.response_a, c.response_b, tags))
+        else:
+            pairs.append(parse(Pair, value, where))
+        known = known_label(pairs[-1])
+        if known is not None and not (isinstance(known, int | float) and 0 <= known <= 1):
+            raise InputError(f"{where}: {KNOWN}: expected a probability in 0..1, found {known!r}")
+    return pairs
+
+
+def known_label(record: Pair | Comparison) -> float | None:
+    """P(response A is better) as it is known from elsewhere; None where it is not."""
+    return record.tags.get(KNOWN)
+
+
+def answer_arrays(asked: Sequence[Sequence[Asked]]) -> tuple[np.ndarray, np.ndarray]:
+    """The answers to Q questions about each of n pairs.
+
+    Returns:
+        Log-probabilities (nats) of " (A)" and " (B)", [n, Q, 2]; whether response A stood at (A),
+        [n, Q].
+    """
+    logps = [[(one.logp_a, one.logp_b) for one in of_pair] for of_pair in asked]
+    return np.array(logps), np.array([[one.a_is_first for one in of_pair] for of_pair in asked])
+
+
+def judged(pair: Pair, asked: Sequence[Asked], p_a: float) -> Comparison:
+    """The comparison of a pair with its label, and all that was asked about it."""
+    principles = {one.principle for one in asked}
+    logp_a, logp_b, a_is_first = asked[0].logp_a, asked[0].logp_b, asked[0].a_is_first
+    if len(asked) > 1:
+        logp_a, logp_b = _averaged(asked)
+    reasonings = [one.reasoning for one in asked if one.reasoning is not None]
+    return Comparison(
+        pair.id,
+        pair.dialogue,
+        pair.response_a,
+        pair.response_b,
+        p_a=p_a,
+        source="feedback",
+        principle=asked[0].principle if len(principles) == 1 else None,
+        logp_a=logp_a,
+        logp_b=logp_b,
+        a_is_first=a_is_first if len(asked) == 1 else None,
+        reasoning="\n\n".join(reasonings) if reasonings else None,
+        tags=pair.tags,
+        asked=tuple(asked),
+    )
+
+
+def _averaged(asked: Sequence[Asked]) -> tuple[float, float]:
+    """The logs of the averaged probabilities of response A and of response B."""
+    signs = np.array([1 if one.a_is_first else -1 for one in asked])
+    logps = np.array([[one.logp_a, one.logp_b] for one in asked], np.float64)
+    margins = signs * (logps[:, 0] - logps[:, 1])  # nats of response A over response B
+    # The log of the sigmoid's mean, without the underflow of a probability near 0.
+    log_a, log_b = (
+        float(np.logaddexp.reduce(-np.logaddexp(0, -side)) - np.log(len(asked)))
+        for side in (margins, -margins)
+    )
+    return log_a, log_b

@@ -1,0 +1,160 @@
+"""LoRA (Hu et al. 2022): a projection W is trained as W + (alpha / rank) A B, of which W stays.
+
+The factors lie beside the frozen parameters: {"adapter": {"layers": {..., "query": {"a", "b"}}}},
+a [L, input axes..., R] and b [L, R, output axes...]. They enter where the parameters are used, as
+a sum, so that the model which is trained is to the bit the merged one that is saved.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cai_jax.errors import InputError
+
+if typing.TYPE_CHECKING:
+    import jax
+
+# The projections by name, and how many of their axes, which come first, are input: D, or N and H.
+INPUT_AXES = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
+ADAPTER = "adapter"
+WHOLE = ("score_head",)  # trained in full beside the factors: it is small, and new
+
+Params = dict[str, Any]
+
+
+def default_config() -> ConfigDict:
+    """The group of parameters that a training stage has as `lora`."""
+    config = ConfigDict()
+    config.rank = 0  # R; 0: no LoRA, all parameters are trained
+    config.alpha = 16.0  # the product of the factors is multiplied by alpha / rank
+    config.targets = tuple(INPUT_AXES)  # the projections that have factors
+    return config
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses parameters that mean nothing.
+
+    Raises:
+        InputError: naming the parameter.
+    """
+    if config.rank < 0:
+        raise InputError(f"lora.rank: expected 0 (no LoRA) or more, found {config.rank}")
+    if not config.alpha > 0:
+        raise InputError(f"lora.alpha: expected more than 0, found {config.alpha}")
+    for target in config.targets:
+        if target not in INPUT_AXES:
+            raise InputError(
+                f"lora.targets: expected some of {', '.join(INPUT_AXES)}, found {target!r}"
+            )
+    if config.rank and not config.targets:
+        raise InputError("lora.targets: expected at least one projection, found none")
+
+
+def split(params: Params, config: ConfigDict, key: jax.Array) -> tuple[Params, Params | None]:
+    """What is trained, and what stays as it is: (`params`, None) where the rank is 0.
+
+    The factors start as PEFT's do: a uniform in +-1 / sqrt(inputs), b zero; the model starts as the
+    one without them.
+
+    Args:
+        params: of the model to start from.
+        config: as `default_config`.
+        key: of the draws.
+
+    Raises:
+        InputError: the model has no projection of a target's name.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    check(config)
+    if not config.rank:
+        return params, None
+    adapter: Params = {}
+    for number, path in enumerate(paths(params, tuple(config.targets))):
+        layers, inputs, outputs = sides(path[-1], at(params, path).shape)
+        bound = math.prod(inputs) ** -0.5
+        a = jax.random.uniform(
+            jax.random.fold_in(key, number), (layers, *inputs, config.rank), jnp.float32, -1, 1
+        )
+        factors = {"a": bound * a, "b": jnp.zeros((layers, config.rank, *outputs))}
+        node = adapter
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = factors
+    whole = {name: params[name] for name in WHOLE if name in params}
+    frozen = {name: value for name, value in params.items() if name not in whole}
+    return {ADAPTER: adapter, **whole}, frozen
+
+
+def joined(trained: Params, frozen: Params | None, config: ConfigDict) -> Params:
+    """The parameters of the model, from what `split` took apart; differentiable in `trained`."""
+    if frozen is None:
+        return trained
+    scale = config.alpha / config.rank
+
+    def add(params: Any, adapter: Any) -> Any:
+        if set(adapter) == {"a", "b"}:
+            return params + scale * product(adapter, params.shape)
+        return {
+            name: add(value, adapter[name]) if name in adapter else value
+            for name, value in params.items()
+        }
+
+    whole = {name: value for name, value in trained.items() if name != ADAPTER}
+    return {**add(frozen, trained[ADAPTER]), **whole}
+
+
+def merged(trained: Params, frozen: Params | None, config: ConfigDict) -> Params:
+    """`joined`, outside of any jit: as arrays on their devices."""
+    import jax
+
+    if frozen is None:
+        return trained
+    return jax.jit(lambda *parts: joined(*parts, config))(trained, frozen)
+
+
+def product(factors: dict[str, Any], shape: tuple[int, ...]) -> jax.Array:
+    """a times b, in the axes of their projection."""
+    import jax.numpy as jnp
+
+    layers, *_, rank = factors["a"].shape
+    a, b = factors["a"].reshape(layers, -1, rank), factors["b"].reshape(layers, rank, -1)
+    return jnp.einsum("lir,lro->lio", a, b).reshape(shape)
+
+
+def paths(params: Params, targets: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Where in `params` the projections named `targets` are, in the order of the tree.
+
+    Raises:
+        InputError: there is none of some name.
+    """
+    import jax
+
+    found = []
+    for keys, _ in jax.tree_util.tree_flatten_with_path(params.get("layers", {}))[0]:
+        path = ("layers", *(key.key for key in keys))
+        if path[-1] in targets:
+            found.append(path)
+    missing = set(targets) - {path[-1] for path in found}
+    if missing:
+        raise InputError(f"lora.targets: this model has no projection {', '.join(sorted(missing))}")
+    return found
+
+
+def sides(name: str, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """(L, input axes, output axes) of the stacked projection `name`."""
+    layers, *axes = shape
+    count = INPUT_AXES[name]
+    return layers, tuple(axes[:count]), tuple(axes[count:])
+
+
+def at(tree: Any, path: tuple[str, ...]) -> Any:
+    """The node of nested dicts at `path`."""
+    for name in path:
+        tree = tree[name]
+    return tree
