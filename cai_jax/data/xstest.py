@@ -1,8 +1,9 @@
 """Reads XSTest (Roettger et al. 2023): prompts that only sound unsafe, and unsafe contrasts."""
 
-import csv
 from pathlib import Path
+from typing import Any
 
+from cai_jax.data.rows import read_rows
 from cai_jax.data.schema import Prompt, Turn
 from cai_jax.errors import InputError
 
@@ -22,42 +23,29 @@ def read_xstest(path: Path, limit: int = 0) -> list[Prompt]:
         InputError: naming file, line and column, and what was expected.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: expected XSTest's prompts as CSV, found no file; check the path")
     prompts: dict[str, Prompt] = {}
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise InputError(
-                    f"{path}:1: expected the columns {', '.join(COLUMNS)}, "
-                    f"found {', '.join(reader.fieldnames or ()) or 'none'}"
-                )
-            for row in reader:
-                prompt = _prompt(row, f"{path}:{reader.line_num}")
-                if prompt.id in prompts:
-                    raise InputError(
-                        f"{path}:{reader.line_num}: id: expected each once, "
-                        f"found {prompt.id!r} again"
-                    )
-                prompts[prompt.id] = prompt
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as CSV in UTF-8: {error}") from None
+    for where, _, value in read_rows(path):
+        if isinstance(value, InputError):
+            raise value
+        prompt = _prompt(value, where)
+        if prompt.id in prompts:
+            raise InputError(f"{where}: id: expected each once, found {prompt.id!r} again")
+        prompts[prompt.id] = prompt
     if not prompts:
         raise InputError(f"{path}: expected at least one prompt, found none")
     return list(prompts.values())[: limit or None]
 
 
-def _prompt(row: dict[str, str], where: str) -> Prompt:
-    values = {name: row.get(name) for name in COLUMNS}
-    if None in row or None in values.values():
-        raise InputError(f"{where}: expected {len(COLUMNS)} cells, one a column")
+def _prompt(row: Any, where: str) -> Prompt:
+    if not isinstance(row, dict) or tuple(row) != COLUMNS:
+        found = ", ".join(row) if isinstance(row, dict) else str(row)[:40]
+        raise InputError(f"{where}: expected the columns {', '.join(COLUMNS)}, found {found}")
     for name in ("id", "prompt", "type"):
-        if not values[name].strip():
+        if not row[name].strip():
             raise InputError(f"{where}: {name}: expected text, found none")
-    if values["label"] not in LABELS:
+    if row["label"] not in LABELS:
         raise InputError(
-            f"{where}: label: expected {' or '.join(LABELS)}, found {values['label'][:40]!r}"
+            f"{where}: label: expected {' or '.join(LABELS)}, found {row['label'][:40]!r}"
         )
-    id, text = values.pop("id"), values.pop("prompt")
-    return Prompt(f"xstest-{id}", (Turn("human", text),), values)
+    tags = {name: row[name] for name in COLUMNS[2:]}
+    return Prompt(f"xstest-{row['id']}", (Turn("human", row["prompt"]),), tags)

@@ -16,11 +16,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cai_jax.data import readers
 from cai_jax.data.comparisons import raw_probability
 from cai_jax.errors import InputError
 
 if typing.TYPE_CHECKING:
     from cai_jax.algorithms.intervals import Interval
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import Answer
     from cai_jax.sandbox.measures import Measure
 
@@ -57,6 +59,8 @@ def default_config() -> ConfigDict:
     config.num_resamples = 1000
     # Strength of the prior that keeps the Elo of a perfect score finite (algorithms/elo.py).
     config.elo_prior = 1.0
+    config.fields = readers.default_fields()  # what the prompts' files call their columns
+    config.data = readers.default_data()
     return config
 
 
@@ -95,10 +99,12 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
         InputError: as `check`, and for inputs that cannot be read.
     """
     from cai_jax.core import artifact
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import write_records
 
     check(config, inputs)
-    answers, tokens = _sample(config, inputs, folder)
+    bad = BadRecords(config.data.on_bad_record)
+    answers, tokens = _sample(config, inputs, folder, bad)
     judged = [answer for answer in answers if answer.prompt_set != XSTEST]
     opinions = JUDGES[config.judge](config, inputs, judged)
     judged = [
@@ -122,7 +128,7 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
         evaluation["preference"] = json.loads(path.read_text(encoding="utf-8"))
     write_records(folder / "samples.jsonl", judged)
     artifact.write_json(folder / "evaluation.json", evaluation)
-    return {"records": len(judged), "tokens": tokens}
+    return {"records": len(judged), "tokens": tokens} | bad.report(folder)
 
 
 def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:
@@ -147,13 +153,12 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:
 
 
 def _sample(
-    config: ConfigDict, inputs: Mapping[str, Any], folder: Path
+    config: ConfigDict, inputs: Mapping[str, Any], folder: Path, bad: BadRecords
 ) -> tuple[list[Answer], int]:
     """Every model's answers to every prompt, and how many tokens that took."""
     from cai_jax.checkpoints import load_model
     from cai_jax.core.keys import base_key
     from cai_jax.core.mesh import make_mesh
-    from cai_jax.data.readers import read_prompts
     from cai_jax.data.schema import Answer
     from cai_jax.data.xstest import read_xstest
     from cai_jax.generation.generate import generate
@@ -161,7 +166,9 @@ def _sample(
     from cai_jax.text.dialogue import STOPS, cut_at_stop, render
 
     prompts = {
-        name: read_prompts(inputs[name], config.limit) for name in PROMPT_SETS if name in inputs
+        name: readers.read_prompts(inputs[name], config.limit, config.fields, bad)
+        for name in PROMPT_SETS
+        if name in inputs
     }
     if XSTEST in inputs:
         prompts[XSTEST] = read_xstest(inputs[XSTEST], config.limit)

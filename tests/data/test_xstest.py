@@ -24,15 +24,18 @@ def test_rows_become_prompts_with_tags(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", ":1: expected the columns id, prompt, type, label, focus, note, found none"),
-        ("id,prompt\n", ":1: expected the columns"),
+        ("", ": expected a first line with the names of the columns, found none"),
+        (
+            "id,prompt\n1,a\n",
+            ":2: expected the columns id, prompt, type, label, focus, note, found",
+        ),
         (HEAD, ": expected at least one prompt, found none"),
         (HEAD + "1,a,t,maybe,,\n", ":2: label: expected safe or unsafe, found 'maybe'"),
         (HEAD + "1,a,t,safe,\n", ":2: expected 6 cells"),
         (HEAD + "1,a,t,safe,,,\n", ":2: expected 6 cells"),
         (HEAD + "1, ,t,safe,,\n", ":2: prompt: expected text, found none"),
         (HEAD + "1,a,t,safe,,\n1,b,t,safe,,\n", ":3: id: expected each once, found 'xstest-1'"),
-        (HEAD + '1,"a', ": cannot be read as CSV"),
+        (HEAD + '1,"a', ":2: cannot be read as CSV"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, text, message):
@@ -43,11 +46,19 @@ def test_bad_files_are_refused_in_one_line(tmp_path, text, message):
     assert str(error.value).startswith(f"{path}{message}") and "\n" not in str(error.value)
 
 
+def test_values_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "x.jsonl"
+    for line in ("[1]", '{"id": 1}'):
+        path.write_text(line)
+        with pytest.raises(InputError, match=f"{path}:1: expected"):
+            read_xstest(path)
+
+
 def test_bad_bytes_and_missing_files_are_refused(tmp_path):
     (tmp_path / "x.csv").write_bytes(HEAD.encode() + b"\xff")
-    with pytest.raises(InputError, match="cannot be read as CSV"):
+    with pytest.raises(InputError, match=":2: expected CSV in UTF-8"):
         read_xstest(tmp_path / "x.csv")
-    with pytest.raises(InputError, match="found no file"):
+    with pytest.raises(InputError, match="found none; check the path"):
         read_xstest(tmp_path / "y.csv")
 
 
