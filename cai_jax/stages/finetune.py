@@ -206,7 +206,9 @@ def loss_sums(params: Any, config: ModelConfig, batch: Any) -> tuple[jax.Array, 
         params, config, batch.tokens, positions=batch.positions, segments=batch.segments
     )
     unembed = transformer.unembedding(params, config)
-    return losses.lm_cross_entropy(hidden, unembed, batch.targets, batch.weights)
+    return losses.lm_cross_entropy(
+        hidden, unembed, batch.targets, batch.weights, soft_cap=config.logits_soft_cap
+    )
 
 
 def load_or_initialize(

@@ -405,7 +405,9 @@ def evaluate(
     )
     hidden = hidden[:, -response_length:]  # [B, R, D], each before its token
     unembed = transformer.unembedding(params["policy"], config)
-    logprobs = losses.token_logprobs(hidden, unembed, tokens[:, -response_length:])
+    logprobs = losses.token_logprobs(
+        hidden, unembed, tokens[:, -response_length:], soft_cap=config.logits_soft_cap
+    )
     return logprobs, transformer.scores(params["value"], jax.lax.stop_gradient(hidden))
 
 
