@@ -16,11 +16,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cai_jax.data import readers
 from cai_jax.data.comparisons import raw_probability
 from cai_jax.errors import InputError
 
 if typing.TYPE_CHECKING:
     from cai_jax.algorithms.intervals import Interval
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import Answer
     from cai_jax.sandbox.measures import Measure
 
@@ -56,6 +58,8 @@ def default_config() -> ConfigDict:
     config.num_resamples = 1000
     # Strength of the prior that keeps the Elo of a perfect score finite (algorithms/elo.py).
     config.elo_prior = 1.0
+    config.fields = readers.default_fields()  # what the prompts' files call their columns
+    config.data = readers.default_data()
     return config
 
 
@@ -94,10 +98,12 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
         InputError: as `check`, and for inputs that cannot be read.
     """
     from cai_jax.core import artifact
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import write_records
 
     check(config, inputs)
-    answers, tokens = _sample(config, inputs, folder)
+    bad = BadRecords(config.data.on_bad_record)
+    answers, tokens = _sample(config, inputs, folder, bad)
     opinions = JUDGES[config.judge](config, inputs, answers)
     answers = [
         dataclasses.replace(answer, verdict=opinion.verdict)
@@ -116,7 +122,7 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
         evaluation["preference"] = json.loads(path.read_text(encoding="utf-8"))
     write_records(folder / "samples.jsonl", answers)
     artifact.write_json(folder / "evaluation.json", evaluation)
-    return {"records": len(answers), "tokens": tokens}
+    return {"records": len(answers), "tokens": tokens} | bad.report(folder)
 
 
 def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:
@@ -141,20 +147,21 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:
 
 
 def _sample(
-    config: ConfigDict, inputs: Mapping[str, Any], folder: Path
+    config: ConfigDict, inputs: Mapping[str, Any], folder: Path, bad: BadRecords
 ) -> tuple[list[Answer], int]:
     """Every model's answers to every prompt, and how many tokens that took."""
     from cai_jax.checkpoints import load_model
     from cai_jax.core.keys import base_key
     from cai_jax.core.mesh import make_mesh
-    from cai_jax.data.readers import read_prompts
     from cai_jax.data.schema import Answer
     from cai_jax.generation.generate import generate
     from cai_jax.generation.settings import SamplingSettings
     from cai_jax.text.dialogue import STOPS, cut_at_stop, render
 
     prompts = {
-        name: read_prompts(inputs[name], config.limit) for name in PROMPT_SETS if name in inputs
+        name: readers.read_prompts(inputs[name], config.limit, config.fields, bad)
+        for name in PROMPT_SETS
+        if name in inputs
     }
     mesh = make_mesh(config.mesh)
     settings = SamplingSettings(

@@ -104,8 +104,8 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     blocks = [pairs[first : first + size] for first in range(0, len(pairs), size)]
     device_mesh = mesh.make_mesh(config.mesh)
     model = checkpoints.load_model(inputs["model"], device_mesh)
-    counts = Counter(tokens=0, identical=len(given) - len(pairs), too_long=0)
-    counts |= Counter(few_shots_dropped=0, neutralised=0)
+    counts = Counter(identical=len(given) - len(pairs))
+    counts.update(tokens=0, too_long=0, few_shots_dropped=0, neutralised=0)
     total = asked_each * len(pairs) * (2 if config.chain_of_thought else 1)
     with Progress(f"{folder.name} (feedback)", total, "questions") as progress:
         key = keys.base_key(config.seed, folder.name)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cai_jax.errors import InputError
-from cai_jax.text.constitution import ComparisonExample
+from cai_jax.text.constitution import OPTIONS, ComparisonExample
 from cai_jax.text.dialogue import CRITIQUE_REQUEST, REVISION_REQUEST, parse_dialogue
 from cai_jax.text.prompts import CHOICES, multiple_choice
 
@@ -77,7 +77,7 @@ def comparison_few_shot(example: ComparisonExample, comparison: str, better_is_f
 
 def reasoning_few_shot(text: str, comparison: str) -> str:
     """A chain-of-thought example with its one "{}" filled in."""
-    return text.replace("{}", f"{comparison} Options:")
+    return text.replace("{}", f"{comparison}{OPTIONS}")
 
 
 def without_critiques(text: str) -> str:

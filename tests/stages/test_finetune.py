@@ -339,7 +339,7 @@ def test_data_is_files_and_folders_of_any_kind_in_order(model, tmp_path):
     with pytest.raises(InputError, match="expected chains.jsonl, .* found none of them"):
         finetune.read(tmp_path / "empty")
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(InputError, match="empty.jsonl: expected at least one record, found None"):
+    with pytest.raises(InputError, match="empty.jsonl: expected at least one record, found none"):
         finetune.read(tmp_path / "empty.jsonl")
 
 

@@ -198,7 +198,7 @@ def test_control_tokens_in_texts_are_text(model):
         ({"pairs": 3, "mesh": {"data": 2, "fsdp": 1, "tensor": 1}}, 1, "pairs: expected a multip"),
         ({"epochs": 0}, 1, "epochs: expected at least 1, found 0"),
         ({"sequence_length": 4}, 1, r"expected pairs that fit, found none \(1 are longer than 4"),
-        ({}, 0, "comparisons: expected pairs that fit, found none"),
+        ({}, 0, "pairs.jsonl: expected at least one comparison, found none"),
     ],
 )
 def test_bad_input_is_refused(model, tmp_path, changes, records, message):
