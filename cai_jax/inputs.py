@@ -160,9 +160,15 @@ def _count_constitution(path: Path) -> dict[str, Any]:
 
 def parameter_count(folder: Path) -> int:
     """The parameters of a model, by its config.json."""
-    from cai_jax.models import families, weights
+    from cai_jax.models import weights
 
-    config, preference_model = weights.read_config(folder)
+    return count_parameters(*weights.read_config(folder))
+
+
+def count_parameters(config: Any, preference_model: bool) -> int:
+    """The parameters of a `ModelConfig`: the sizes of all tensors that its family has."""
+    from cai_jax.models import families
+
     return sum(
         math.prod(families.file_shape(tensor, config)) * (config.layers if tensor.stacked else 1)
         for tensor in families.tensors(config, preference_model)
