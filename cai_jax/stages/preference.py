@@ -9,7 +9,7 @@ trained on other comparisons before is a step of the same kind, whose result is 
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cai_jax.core import optimizer as optimizers
+from cai_jax.data import readers
 from cai_jax.errors import InputError
 from cai_jax.models import computing, lora
 
@@ -25,6 +26,7 @@ if typing.TYPE_CHECKING:
 
     import jax
 
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.comparisons import FittedPairs, PairBatch, TokenPair
     from cai_jax.data.schema import Comparison
     from cai_jax.models.config import ModelConfig
@@ -61,6 +63,8 @@ def default_config() -> ConfigDict:
     # Pairs that are longer: "truncate" (the beginning of the dialogue), "drop" or "refuse".
     config.on_long = "truncate"
     config.log_every = 10  # updates between two lines of metrics
+    config.fields = readers.default_fields()  # what the comparisons' files call their columns
+    config.data = readers.default_data()
     return config
 
 
@@ -93,6 +97,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core.metrics import MetricsWriter
     from cai_jax.core.progress import Progress
     from cai_jax.data import pipeline
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.comparisons import fill_pairs
     from cai_jax.models import peft_adapter, transformer
     from cai_jax.models.language_model import LanguageModel
@@ -101,7 +106,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     device_mesh = mesh.make_mesh(config.mesh)
     check_divides(config, sharding.batch_parts(device_mesh))
     model = checkpoints.load_model(inputs["model"], device_mesh)
-    data = prepare(config, inputs, model)
+    bad = BadRecords(config.data.on_bad_record)
+    data = prepare(config, inputs, model, bad)
     pairs = [pair for source in data if source.trained for pair in source.fitted.pairs]
     length = max(len(text) for source in data for pair in source.fitted.pairs for text in pair[1:3])
     key = keys.base_key(config.seed, folder.name)
@@ -152,6 +158,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     params = lora.merged(trained, frozen, config.lora)
     checkpoints.save_model(folder, LanguageModel(model.config, params, model.tokenizer))
     counts = {"records": len(pairs) * config.epochs, "tokens": tokens, "steps": num_steps}
+    counts |= bad.report(folder)
     if config.lora.rank:
         made = peft_adapter.write(
             folder / ADAPTER, model.config, trained, config.lora, str(inputs["model"])
@@ -212,7 +219,8 @@ def evaluate(
             own = slice(first, first + len(source.fitted.pairs))
             first = own.stop
             label = f"{TRAINING}/{source.name}" if source.trained else source.name
-            of_sources[label] = measures(*scores[name][:, own], labels[own])
+            score_a, score_b = scores[name][:, own]
+            of_sources[label] = measures(score_a, score_b, labels[own])
             of_sources[label] |= {"weight": source.weight} if source.trained else {}
     artifact.write_json(folder / "evaluation.json", {**evaluation, "sources": of_sources})
     reference = [name for name in scores if name != TRAINING and scores[name].size] or [TRAINING]
@@ -269,7 +277,9 @@ def check_divides(config: ConfigDict, parts: int) -> None:
         )
 
 
-def prepare(config: ConfigDict, inputs: dict[str, Any], model: Any) -> list[Source]:
+def prepare(
+    config: ConfigDict, inputs: dict[str, Any], model: Any, bad: BadRecords
+) -> list[Source]:
     """Reads and tokenizes all sources: those to train on, in their order, then the held-out ones.
 
     Raises:
@@ -280,7 +290,7 @@ def prepare(config: ConfigDict, inputs: dict[str, Any], model: Any) -> list[Sour
 
     longest = min(config.sequence_length, model.config.max_positions)
     data = []
-    for number, (name, trained, records) in enumerate(read(inputs)):
+    for number, (name, trained, records) in enumerate(read(inputs, config.fields, bad)):
         fitted = fit_pairs(records, model.tokenizer, render, longest, config.on_long)
         weight = float(config.weights[number]) if trained and config.weights else 1.0
         pairs = [pair._replace(weight=weight) for pair in fitted.pairs]
@@ -301,7 +311,9 @@ def prepare(config: ConfigDict, inputs: dict[str, Any], model: Any) -> list[Sour
     return data
 
 
-def read(inputs: dict[str, Any]) -> list[tuple[str, bool, list[Comparison]]]:
+def read(
+    inputs: dict[str, Any], fields: Mapping[str, str], bad: BadRecords
+) -> list[tuple[str, bool, list[Comparison]]]:
     """(name, whether to train on it, comparisons) of each source; names are those of the paths."""
     from cai_jax.data import schema
 
@@ -309,14 +321,15 @@ def read(inputs: dict[str, Any]) -> list[tuple[str, bool, list[Comparison]]]:
     for role in ("comparisons", "held_out"):
         taken = {TRAINING}
         for path in paths(inputs, role):
-            name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+            name = readers.name_of(path)
             while name in taken:
                 name += "_"
             taken.add(name)
-            file = path / RECORD_FILE if path.is_dir() else path
-            found.append(
-                (name, role == "comparisons", schema.read_records(file, schema.Comparison))
-            )
+            if path.is_dir():
+                records = schema.read_records(path / RECORD_FILE, schema.Comparison, bad)
+            else:
+                records = readers.read_comparisons(path, fields, bad)
+            found.append((name, role == "comparisons", records))
     return found
 
 
