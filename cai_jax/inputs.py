@@ -2,6 +2,7 @@
 
 import gzip
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,18 @@ def check_maker(role: str, kind: str) -> None:
     if kind in kinds() and kind not in makers:
         wanted = f"a step of kind {' or '.join(makers)}" if makers else "a file, no step"
         raise InputError(f"expected {wanted}, found one of kind {kind}")
+
+
+def check_snapshot(role: str, reference: str, config: Mapping[str, Any]) -> None:
+    """Refuses "STEP@N" where a model is not wanted, or where the step's config keeps no such."""
+    if role not in MODEL_ROLES:
+        raise InputError(f"expected a step, found a model along its training ({reference})")
+    every, (_, number) = config.get("snapshot_every", 0), checkpoints.split_snapshot(reference)
+    if not number or not every or number % every or number > config["iterations"]:
+        raise InputError(
+            f"expected a multiple of its snapshot_every ({every}), at most its iterations "
+            f"({config.get('iterations', 0)}), found {number}"
+        )
 
 
 def check(role: str, path: Path, needs_weights: bool = True) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cai_jax import inputs
-from cai_jax.pipeline import Step
+from cai_jax.pipeline import Step, source_of
 from cai_jax.resume import Outside
 
 COLUMNS = ("records", "tokens", "flops")
@@ -20,8 +20,9 @@ def plan(steps: Sequence[Step], given: Outside) -> dict[str, dict[str, Any]]:
     for step in steps:
 
         def planned(role: str, reference: str, step: Step = step) -> dict[str, Any]:
-            if reference in step.sources:
-                return plans[reference]
+            source = source_of(reference, step.sources)
+            if source is not None:
+                return plans[source]
             if (role, reference) not in counted:
                 counted[role, reference] = inputs.count(role, given.path(step, role, reference))
             return counted[role, reference]
