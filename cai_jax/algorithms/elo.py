@@ -5,6 +5,7 @@ E = 400 / ln(10) * r, so that 174 Elo are one nat. Games may be fractions (a pro
 better counts as that much of a win); ties are left out by whoever counts.
 """
 
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -123,6 +124,34 @@ def merit_wins(merits: np.ndarray) -> np.ndarray:
 def score_wins(scores: np.ndarray) -> np.ndarray:
     """Expected wins when a preference model's scores are strengths in nats: [n, M] -> [n, M, M]."""
     return 0.5 * (1.0 + np.tanh(0.5 * (scores[:, :, None] - scores[:, None, :])))
+
+
+def pair_wins(
+    clusters: Sequence[Hashable],
+    a: Sequence[int],
+    b: Sequence[int],
+    p_a: Sequence[float],
+    num_players: int,
+) -> np.ndarray:
+    """Games of two players each, gathered by what they are not independent in: their prompt.
+
+    Args:
+        clusters: [g], of each game.
+        a, b: [g], the two players.
+        p_a: [g], how much of a win it was for a: 1, 0, or a probability.
+        num_players: M.
+
+    Returns:
+        [n, M, M] for n clusters, in the order of their first games.
+    """
+    index = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
+    won = np.zeros((len(index), num_players, num_players))
+    rows = np.array([index[cluster] for cluster in clusters], int)
+    first, second = np.array(a, int), np.array(b, int)
+    wins = np.array(p_a, np.float64)
+    np.add.at(won, (rows, first, second), wins)
+    np.add.at(won, (rows, second, first), 1.0 - wins)
+    return won
 
 
 def _expectation(strengths: np.ndarray, games: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

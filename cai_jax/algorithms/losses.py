@@ -1,5 +1,7 @@
 """Losses, as pure functions of arrays."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -9,7 +11,12 @@ CHUNK_LOGITS = 2**20
 
 
 def lm_cross_entropy(
-    hidden: jax.Array, unembed: jax.Array, targets: jax.Array, weights: jax.Array
+    hidden: jax.Array,
+    unembed: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    soft_cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted next-token cross-entropy, without ever holding all logits.
 
@@ -22,15 +29,24 @@ def lm_cross_entropy(
         unembed: [D, V].
         targets: [..., T] ids to predict.
         weights: [..., T] non-negative weights; 0 leaves a position out.
+        soft_cap: c of a model whose logits are c tanh(x / c).
 
     Returns:
         (sum over positions of weight x loss in nats, sum of weights), float32 scalars. Divide the
         sums, not the means, where batches or devices are added up.
     """
-    return _weighted_loss(hidden, unembed, targets, weights), jnp.sum(weights, dtype=jnp.float32)
+    total = _weighted_loss(hidden, unembed, targets, weights, soft_cap)
+    return total, jnp.sum(weights, dtype=jnp.float32)
 
 
-def token_logprobs(hidden: jax.Array, unembed: jax.Array, targets: jax.Array) -> jax.Array:
+def token_logprobs(
+    hidden: jax.Array,
+    unembed: jax.Array,
+    targets: jax.Array,
+    *,
+    soft_cap: float | None = None,
+    temperature: float = 1.0,
+) -> jax.Array:
     """Log-probabilities (nats) of given next tokens, without ever holding all logits.
 
     They are made a chunk of T at a time, and once more in the backward pass.
@@ -39,6 +55,8 @@ def token_logprobs(hidden: jax.Array, unembed: jax.Array, targets: jax.Array) ->
         hidden: [..., T, D] after the final norm.
         unembed: [D, V].
         targets: [..., T] ids.
+        soft_cap: c of a model whose logits are c tanh(x / c).
+        temperature: of the distribution, above 0; logits are divided by it.
 
     Returns:
         [..., T] float32.
@@ -48,7 +66,7 @@ def token_logprobs(hidden: jax.Array, unembed: jax.Array, targets: jax.Array) ->
     @jax.checkpoint
     def of_chunk(chunk):
         hidden, targets = chunk
-        return -_token_losses(hidden, unembed, targets)[1]
+        return -_token_losses(hidden, unembed, targets, soft_cap, temperature)[1]
 
     return _join(lax.map(of_chunk, chunks), -1).reshape(targets.shape)
 
@@ -181,23 +199,25 @@ def _surrogates(logp, old_logp, advantages, mask, clip):
     return ratio * advantages, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantages
 
 
-@jax.custom_vjp
-def _weighted_loss(hidden, unembed, targets, weights):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _weighted_loss(hidden, unembed, targets, weights, soft_cap):
     def add_chunk(total, chunk):
         hidden, targets, weights = chunk
-        _, losses, _ = _token_losses(hidden, unembed, targets)
+        _, losses, _ = _token_losses(hidden, unembed, targets, soft_cap)
         return total + jnp.sum(losses * weights), None
 
     return lax.scan(add_chunk, jnp.float32(0), _chunks(hidden, unembed, targets, weights))[0]
 
 
-def _loss_forward(hidden, unembed, targets, weights):
+def _loss_forward(hidden, unembed, targets, weights, soft_cap):
     def add_chunk(carry, chunk):
         total, unembed_gradient = carry
         hidden, targets, weights = chunk
-        logits, losses, normalizer = _token_losses(hidden, unembed, targets)
+        logits, losses, normalizer = _token_losses(hidden, unembed, targets, soft_cap)
         hits = _hits(targets, logits.shape[-1])
         slopes = (jnp.exp(logits - normalizer[..., None]) - hits) * weights[..., None]
+        if soft_cap is not None:
+            slopes *= 1 - (logits / soft_cap) ** 2
         slopes = slopes.astype(hidden.dtype)
         hidden_gradient = jnp.einsum("...v,dv->...d", slopes, unembed.astype(hidden.dtype))
         unembed_gradient += jnp.einsum(
@@ -216,7 +236,7 @@ def _loss_forward(hidden, unembed, targets, weights):
     return total, (hidden_gradient, unembed_gradient, _join(losses, -1).reshape(weights.shape))
 
 
-def _loss_backward(residuals, gradient):
+def _loss_backward(soft_cap, residuals, gradient):
     hidden_gradient, unembed_gradient, losses = residuals
     return (
         hidden_gradient * gradient.astype(hidden_gradient.dtype),
@@ -229,7 +249,7 @@ def _loss_backward(residuals, gradient):
 _weighted_loss.defvjp(_loss_forward, _loss_backward)
 
 
-def _token_losses(hidden, unembed, targets):
+def _token_losses(hidden, unembed, targets, soft_cap, temperature=1.0):
     """Logits [..., T, V], losses [..., T] and log-normalizers [..., T], float32."""
     logits = jnp.einsum(
         "...d,dv->...v",
@@ -237,6 +257,10 @@ def _token_losses(hidden, unembed, targets):
         unembed.astype(hidden.dtype),
         preferred_element_type=jnp.float32,
     )
+    if soft_cap is not None:
+        logits = soft_cap * jnp.tanh(logits / soft_cap)
+    if temperature != 1:
+        logits = logits / temperature
     normalizer = jax.nn.logsumexp(logits, axis=-1)
     # A sum over the vocabulary, not a gather, so that a split vocabulary stays split.
     chosen = jnp.sum(jnp.where(_hits(targets, logits.shape[-1]), logits, 0.0), axis=-1)

@@ -22,12 +22,18 @@ BATCH = ("data", "fsdp")
 TABLE: tuple[tuple[str, P], ...] = (
     (r"batch/.*", P(BATCH)),  # [B, ...]
     (r"embedder/embedding", P("tensor", "fsdp")),  # [V, D]
+    (r"position_embedder/embedding", P(None, "fsdp")),  # [positions, D]
     (r"unembedder/kernel", P("fsdp", "tensor")),  # [D, V]
     (r"attention/(query|key|value)", P(None, "fsdp", "tensor", None)),  # [L, D, N or K, H]
     (r"attention/out", P(None, "tensor", None, "fsdp")),  # [L, N, H, D]
+    (r"attention/(query|key|value)_bias", P(None, "tensor", None)),  # [L, N or K, H]
+    (r"attention/(query|key)_norm/scale", P()),  # [L, H] or [L, N or K, H]
     (r"mlp/(gate|up)", P(None, "fsdp", "tensor")),  # [L, D, F]
+    (r"mlp/(gate|up)_bias", P(None, "tensor")),  # [L, F]
     (r"mlp/down", P(None, "tensor", "fsdp")),  # [L, F, D]
-    (r"(attention_norm|mlp_norm|final_norm)/scale", P()),  # [L, D] or [D]: too small to split
+    (r"(attention/out|mlp/down)_bias", P()),  # [L, D]
+    # [L, D] or [D]: too small to split
+    (r"(attention_norm|attention_post_norm|mlp_norm|mlp_post_norm|final_norm)/(scale|bias)", P()),
     (r"score_head/kernel", P()),  # [D]
     (r"adapter/.*", P()),  # LoRA's two factors: too small to split
     (r"keys", P(None, BATCH, "tensor", None, None)),  # cache [L, B, K, H, S]

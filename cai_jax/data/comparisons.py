@@ -1,5 +1,6 @@
 """Comparisons as pairs of token sequences, for the preference model."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -104,3 +105,13 @@ def fill_pairs(pairs: Sequence[TokenPair], num_pairs: int, length: int) -> PairB
             mask[row, side, length - len(text) :] = 1
         p_a[row], weights[row] = pair.p_a, 1
     return PairBatch(tokens, mask, p_a, weights)
+
+
+def raw_probability(comparison: Comparison) -> float:
+    """P(response A is better) as the feedback model gave it, before clamping."""
+    c = comparison
+    if c.logp_a is None or c.logp_b is None:
+        return c.p_a
+    p_first = 0.5 * (1.0 + math.tanh(0.5 * (c.logp_a - c.logp_b)))
+    # None: averaged over both placements, and so of the responses themselves.
+    return 1.0 - p_first if c.a_is_first is False else p_first

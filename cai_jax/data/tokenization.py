@@ -1,9 +1,11 @@
 """Text to token ids and back, by the tokenizer of a Hugging Face folder."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cai_jax.data.chat_template import ChatTemplate
 from cai_jax.errors import InputError
 
 
@@ -28,6 +30,7 @@ class TextTokenizer:
         self._backend.no_padding()
         self._backend.no_truncation()
         self._backend.encode_special_tokens = True  # as the text they are written with
+        self._chat = ChatTemplate(tokenizer)
         self.vocab_size = len(tokenizer)
         self.eos_id: int = tokenizer.eos_token_id
         # Padding is masked everywhere, so that any id will do where there is none.
@@ -61,30 +64,38 @@ class TextTokenizer:
     def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
         """Messages and the beginning of an answer by the folder's chat template: text and ids.
 
-        The template's control tokens are tokens; those in a message would be too, and are refused.
+        The template's control tokens are tokens; those that a message spells out are text.
 
         Raises:
-            InputError: no template, one that refuses the messages, or a control token in one.
+            InputError: no template, or one that refuses the messages or changes their text.
         """
-        if not self._tokenizer.chat_template:
-            raise InputError("the model's tokenizer has no chat template; give a prompt instead")
-        control = self._tokenizer.all_special_tokens
-        for number, message in enumerate(messages):
-            for name, value in message.items():
-                for token in control:
-                    if token in str(value):
-                        raise InputError(f"[{number}] {name}: contains the control token {token!r}")
-        try:
-            text = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
+        return self._chat.encode(messages)
+
+    def chat_end(self) -> str | None:
+        """The control token that ends an answer in the chat template, as text; None: none does."""
+        end = self._chat.end_id()
+        return None if end is None else self.decode([end])
+
+    def for_chat(self) -> "TextTokenizer":
+        """The same tokenizer with the end of an answer in the chat template as its `eos_id`.
+
+        Raises:
+            InputError: there is no chat template, or it ends an answer with no control token.
+        """
+        end = self._chat.end_id()
+        if end is None:
+            raise InputError(
+                "the chat template ends an answer with no control token, so that a model cannot "
+                "learn to stop; use the plain dialogue format"
             )
-        except Exception as error:  # whatever the template raises
-            raise InputError(f"the chat template refuses them: {error}") from None
-        self._backend.encode_special_tokens = False
-        try:
-            return text, self.encode(text)
-        finally:
-            self._backend.encode_special_tokens = True
+        changed = copy.copy(self)
+        changed.eos_id = end
+        return changed
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """How the control tokens are written."""
+        return self._chat.control_tokens
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens included."""

@@ -6,13 +6,36 @@ from cai_jax.errors import InputError
 
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "dots", "layer")
+CHOICES = {
+    "activation": ("silu", "gelu", "gelu_tanh"),
+    "norm": ("rms", "layer"),
+    "norms": ("before", "after", "both"),
+    "query_key_norm": ("none", "head", "all_heads"),
+    "dtype": DTYPES,
+    "remat": REMATS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How the rotary frequencies are slowed down, for texts longer than those of pretraining."""
+
+    kind: str  # "linear", "llama3" or "yarn"; see models/rotary.py
+    factor: float
+    original_positions: int = 0  # of pretraining; llama3 and yarn
+    low_frequency: float = 1.0  # llama3: turns in original_positions, up to which all is slowed
+    high_frequency: float = 4.0  # llama3: turns from which nothing is
+    beta_fast: float = 32.0  # yarn: turns from which nothing is
+    beta_slow: float = 1.0  # yarn: turns up to which all is slowed
+    truncate: bool = True  # yarn: whether the range between the two is widened to whole dims
+    attention_factor: float = 1.0  # yarn: on rotated queries and on rotated keys
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer of the Llama kind. Hashable: a static argument of jit.
+    """A decoder-only transformer. Hashable: a static argument of jit. The defaults are Llama's.
 
-    The first group is the model and is written to `config.json`; the second is how it is computed
+    The first groups are the model and are written to `config.json`; the last is how it is computed
     here, and changes no parameter.
     """
 
@@ -27,6 +50,37 @@ class ModelConfig:
     norm_eps: float = 1e-5
     tied_embeddings: bool = True
     max_positions: int = 2048
+
+    # Which names and options of the outside world these are; see models/families/.
+    family: str = "llama"
+
+    # The embedding.
+    learned_positions: bool = False  # added to the embedding [max_positions, D]; no rotation
+    scaled_embeddings: bool = False  # times D^0.5, rounded to the compute dtype
+    logits_soft_cap: float | None = None  # c: logits are c tanh(x / c)
+
+    # The norms.
+    norm: str = "rms"  # "layer": mean and variance, with a bias
+    unit_offset: bool = False  # norms scale by 1 + their parameter
+    norms: str = "before"  # of attention and MLP; "after", or "both"
+    parallel_residual: bool = False  # attention and MLP read the same residual stream
+
+    # Attention.
+    qkv_bias: bool = False
+    out_bias: bool = False
+    query_key_norm: str = "none"  # "head": over H with one scale; "all_heads": over N and H
+    query_scalar: float | None = None  # queries are divided by its root; None: by that of H
+    attention_soft_cap: float | None = None
+    rotary_fraction: float = 1.0  # of the head dims, the first ones
+    rope_scaling: RopeScaling | None = None
+    window: int | None = None  # W: windowed layers see the last W positions, their own included
+    windowed_layers: tuple[int, ...] = ()
+    local_rope_theta: float | None = None  # of the windowed layers, never scaled; None: rope_theta
+
+    # The MLP.
+    activation: str = "silu"
+    gated: bool = True
+    mlp_bias: bool = False
 
     dtype: str = "float32"  # of activations and caches; norms, softmax and logits are float32
     # What of a layer the backward pass computes again: "layer" all, "dots" all but the products
@@ -46,14 +100,27 @@ class ModelConfig:
                 f"model heads: expected a multiple of kv_heads = {self.kv_heads}, "
                 f"found {self.heads}"
             )
-        if self.head_dim % 2:
-            raise InputError(f"model head_dim: expected an even number, found {self.head_dim}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"model dtype: expected {' or '.join(DTYPES)}, found {self.dtype!r}")
-        if self.remat not in REMATS:
-            raise InputError(f"model remat: expected {' or '.join(REMATS)}, found {self.remat!r}")
+        if self.rotary_dim % 2:
+            name = "head_dim" if self.rotary_fraction == 1 else "rotary_dim"
+            raise InputError(f"model {name}: expected an even number, found {self.rotary_dim}")
+        for field, choices in CHOICES.items():
+            found = getattr(self, field)
+            if found not in choices:
+                raise InputError(f"model {field}: expected {' or '.join(choices)}, found {found!r}")
+        if self.windowed_layers and (self.window or 0) < 1:
+            raise InputError(f"model window: expected at least 1, found {self.window}")
 
     @property
     def groups(self) -> int:
         """G: query heads that share one key/value head."""
         return self.heads // self.kv_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """R: the leading dims of a head that are rotated; 0 with learned positions."""
+        return 0 if self.learned_positions else int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def mixed_layers(self) -> bool:
+        """Whether some layers are windowed and others are not."""
+        return 0 < len(self.windowed_layers) < self.layers

@@ -40,6 +40,17 @@ MEASURES = {
     "both_covered_distance": "|p - 1/2| where it covers harms of both sides",
 }
 
+JUDGEMENTS = {
+    "confidence": "probability of the likelier response, before clamping",
+    "label_entropy": "entropy of the labels (nats)",
+    "position_bias": "probability of whatever stands at (A), less 1/2",
+    "flip_rate": "share of pairs whose preferred response changes with the placement",
+    "choice_mass": "probability given to (A) and (B) together",
+    "known": "pairs whose label is known",
+    "accuracy": "accuracy there, ties left out",
+    "calibration_error": "expected calibration error there, before clamping",
+}
+
 
 def models_table(evaluation: Mapping[str, Any]) -> Html:
     """The headline: one row a model, each number with its interval below it."""
@@ -100,6 +111,12 @@ def measures_table(named: Mapping[str, Mapping[str, Any]], caption: str) -> Html
     measures = [m for m in MEASURES if any(m in of for of in named.values())]
     rows = [[MEASURES[m], *(cell(of, m, cases=True) for of in named.values())] for m in measures]
     return table(["measure", *named], rows, caption)
+
+
+def judgements_table(counts: Mapping[str, Any], caption: str) -> Html:
+    """How a feedback step judged, from the counts of its manifest; nothing if they do not say."""
+    rows = [[text, number(counts[name])] for name, text in JUDGEMENTS.items() if name in counts]
+    return table(["measure", "value"], rows, caption) if rows else Html("")
 
 
 def numbers_table(values: Mapping[str, Any], caption: str) -> Html:

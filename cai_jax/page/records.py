@@ -54,7 +54,7 @@ def chain_card(chain: Any, principles: Mapping[str, str], *, is_open: bool = Fal
 def comparison_card(
     comparison: Any, principles: Mapping[str, str], *, is_open: bool = False
 ) -> Html:
-    """Both responses, the principle, the label, and what the feedback model gave for it."""
+    """Both responses, the label, and each question behind it with what the model answered."""
     c = comparison
     parts = _turns(c.dialogue)
     if c.principle:
@@ -62,15 +62,32 @@ def comparison_card(
     better = _tag("preferred", "good")
     parts.append(_turn("Response A", c.response_a, better if c.p_a > 0.5 else ""))
     parts.append(_turn("Response B", c.response_b, better if c.p_a < 0.5 else ""))
-    if c.reasoning:
+    if c.reasoning and len(c.asked) < 2:
         parts.append(_turn("Reasoning", c.reasoning))
     bar = element("span", element("span", style=f"width:{100 * c.p_a:.1f}%"), class_="bar")
     parts.append(_turn("Soft label", element("span", bar, f"P(A is better) = {c.p_a:.3f}")))
-    if c.logp_a is not None and c.logp_b is not None:
-        stood = {True: "; response A stood at (A)", False: "; response A stood at (B)"}
-        raw = f"log P( (A)) = {c.logp_a:.3f}, log P( (B)) = {c.logp_b:.3f}"
-        parts.append(_turn("Raw", raw + stood.get(c.a_is_first, "")))
+    if len(c.asked) > 1:
+        questions = [_question(c, one, principles) for one in c.asked]
+        parts.append(fold(f"{len(questions)} questions, whose answers are averaged", *questions))
+    elif c.logp_a is not None and c.logp_b is not None:
+        parts.append(_turn("Raw", _raw(c)))
     return _card(_title(c), parts, is_open)
+
+
+def _question(comparison: Any, asked: Any, principles: Mapping[str, str]) -> Html:
+    parts = [_turn("Raw", _raw(asked))]
+    if comparison.principle is None:
+        parts.insert(0, _turn("Principle", _principle(asked.principle, principles)))
+    if asked.reasoning:
+        parts.insert(-1, _turn("Reasoning", asked.reasoning))
+    return element("div", *parts, class_="round")
+
+
+def _raw(answer: Any) -> str:
+    """The log-probabilities of a comparison or of one question, and who stood where."""
+    stood = {True: "; response A stood at (A)", False: "; response A stood at (B)"}
+    raw = f"log P( (A)) = {answer.logp_a:.3f}, log P( (B)) = {answer.logp_b:.3f}"
+    return raw + stood.get(answer.a_is_first, "")
 
 
 def rollout_card(rollout: Any) -> Html:

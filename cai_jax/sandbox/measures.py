@@ -235,10 +235,16 @@ def judge_comparisons(
     covers: Callable[[str], Harms],
     probability: Callable[[Any], float],
 ) -> list[JudgedComparison]:
-    """Reads comparisons made under a principle; `probability` gives p before clamping."""
+    """Reads comparisons made under a principle; `probability` gives p before clamping.
+
+    Several principles that were asked about cover what each of them does.
+    """
     judged = []
     for comparison in comparisons:
-        covered = covers(comparison.principle)
+        # In the order asked: a principle that nobody knows is named, the first of them.
+        principles = dict.fromkeys(asked.principle for asked in comparison.asked)
+        principles = principles or {comparison.principle: None}
+        covered = frozenset().union(*map(covers, principles))
         request = comparison.dialogue[-1].text
         a = frozenset(judge(request, comparison.response_a).harms)
         b = frozenset(judge(request, comparison.response_b).harms)

@@ -28,12 +28,14 @@ from ml_collections import ConfigDict
 
 from cai_jax.algorithms import ppo_options
 from cai_jax.core import optimizer as optimizers
+from cai_jax.data import readers
 from cai_jax.data.prompt_batches import ON_LONG
 from cai_jax.errors import InputError
 
 if typing.TYPE_CHECKING:
     import jax
 
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.prompt_batches import FittedPrompts
     from cai_jax.models.config import ModelConfig
     from cai_jax.models.language_model import LanguageModel
@@ -59,6 +61,8 @@ def default_config() -> ConfigDict:
     config.record_every = 10  # iterations between two that are kept in rollouts.jsonl
     config.sample_texts = 2  # responses of every iteration that are kept in samples.jsonl
     config.snapshot_every = 0  # iterations between two models in snapshots/; 0: none
+    config.fields = readers.default_fields()  # what the prompts' files call their columns
+    config.data = readers.default_data()
     return config
 
 
@@ -84,6 +88,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core.metrics import MetricsWriter
     from cai_jax.core.progress import Progress
     from cai_jax.data import rollouts
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import write_records
     from cai_jax.generation.preference import check_models
     from cai_jax.models.language_model import LanguageModel
@@ -94,7 +99,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     check_divides(config, sharding.batch_parts(device_mesh))
     reference = checkpoints.load_model(inputs["model"], device_mesh)
     preference = checkpoints.load_model(inputs["preference_model"], device_mesh)
-    fitted = read_prompts(config, inputs["prompts"], reference)
+    bad = BadRecords(config.data.on_bad_record)
+    fitted = read_prompts(config, inputs["prompts"], reference, bad)
     check_models(reference, preference, fitted.ids, config.max_new_tokens + 1)
     sample_key, update_key = jax.random.split(keys.base_key(config.seed, folder.name))
     optimizer = optimizers.make_optimizer(
@@ -163,7 +169,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         "first_score": history[0]["score"],
         "score": history[-1]["score"],
         "kl": history[-1]["kl"],
-    }
+    } | bad.report(folder)
 
 
 def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
@@ -216,13 +222,14 @@ def check_finite(metrics: dict[str, Any], where: str, prompts: Any, last_good: s
             )
 
 
-def read_prompts(config: ConfigDict, sources: Any, model: LanguageModel) -> FittedPrompts:
+def read_prompts(
+    config: ConfigDict, sources: Any, model: LanguageModel, bad: BadRecords | None = None
+) -> FittedPrompts:
     """The prompts that fit, their token ids, and how many do not."""
     from cai_jax.data.prompt_batches import fit_prompts
-    from cai_jax.data.readers import read_all_prompts
     from cai_jax.text.dialogue import render
 
-    prompts = read_all_prompts(sources)
+    prompts = readers.read_all_prompts(sources, 0, config.fields, bad)
     return fit_prompts(prompts, model.tokenizer, render, config.max_prompt_tokens, config.on_long)
 
 
@@ -321,8 +328,13 @@ def make_evaluate(
     def evaluate(params: Any, tokens: Any, mask: Any) -> tuple[jax.Array, jax.Array]:
         hidden = response_states(params["policy"], policy_config, tokens, mask, length)
         unembed = transformer.unembedding(params["policy"], policy_config)
-        tempered = hidden if config.temperature == 1 else hidden / config.temperature
-        logprobs = losses.token_logprobs(tempered, unembed, tokens[:, -length:])
+        logprobs = losses.token_logprobs(
+            hidden,
+            unembed,
+            tokens[:, -length:],
+            soft_cap=policy_config.logits_soft_cap,
+            temperature=config.temperature,
+        )
         if "value" not in params:
             return logprobs, jnp.zeros_like(logprobs)
         if config.value_model == "policy_trunk":

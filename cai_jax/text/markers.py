@@ -9,7 +9,7 @@ from cai_jax.text.dialogue import cut_at_stop
 
 _BRACKETS = re.compile(r"\[{3,}|\]{3,}")
 _CHOICE = re.compile(r"(?:\(\s*)+([AB])(?=\s*\))")
-_ANSWER = re.compile(r"\b(answer is)(?:\s*:)+", re.IGNORECASE)
+_ANSWER = re.compile(r"(answer is)(?:\s*:)+", re.IGNORECASE)
 
 
 def neutralised(text: str) -> tuple[str, bool]:

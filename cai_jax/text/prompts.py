@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cai_jax.text.constitution import Principle
+from cai_jax.text.constitution import OPTIONS, Principle
 from cai_jax.text.dialogue import (
     ASSISTANT,
     CRITIQUE,
@@ -86,4 +86,4 @@ def reasoning_prompt(dialogue: Sequence[TurnLike], comparison: str, first: str, 
 
 
 def _options(comparison: str, first: str, second: str) -> str:
-    return f"\n\n\n{comparison} Options:\n (A) [[[{first}]]]\n (B) [[[{second}]]]"
+    return f"\n\n\n{comparison}{OPTIONS}\n (A) [[[{first}]]]\n (B) [[[{second}]]]"

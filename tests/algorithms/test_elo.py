@@ -6,6 +6,7 @@ from cai_jax.algorithms.elo import (
     elo_intervals,
     fit_elo,
     merit_wins,
+    pair_wins,
     score_wins,
     win_probability,
 )
@@ -98,3 +99,43 @@ def test_intervals_over_prompts_are_wider_than_for_independent_games():
     assert half == pytest.approx(1.96 * fit.standard_errors[0], rel=0.35)
     assert found[0].low < found[0].value < found[0].high
     assert found == elo_intervals(won, seed=1, anchor=1, num_resamples=400)
+
+
+def test_games_are_gathered_by_prompt():
+    won = pair_wins(["x", "y", "x", "x"], [0, 1, 2, 0], [1, 2, 0, 1], [1.0, 0.25, 0.0, 1.0], 3)
+    assert won[0].tolist() == [[0, 2, 1], [0, 0, 0], [0, 0, 0]]
+    assert won[1].tolist() == [[0, 0, 0], [0, 0, 0.25], [0, 0.75, 0]]
+
+
+def coverage(num_simulations, num_prompts, num_resamples, seed):
+    """Mean errors of ratings (Elo), and the share of 95 % intervals that hold the truth."""
+    strengths = np.array([0.0, 60.0, 150.0, 300.0])
+    generator = np.random.default_rng(seed)
+    errors, held = [], []
+    for number in range(num_simulations):
+        p = win_probability(strengths[:, None] - strengths[None, :])
+        upper = np.triu(generator.uniform(size=(num_prompts, 4, 4)) < p, 1)
+        lost = np.triu(~upper, 1)
+        found = elo_intervals(
+            upper + np.swapaxes(lost, 1, 2),
+            seed=number,
+            anchor=0,
+            num_resamples=num_resamples,
+        )
+        errors.append([interval.value for interval in found] - strengths)
+        held += [i.low <= s <= i.high for i, s in zip(found[1:], strengths[1:])]
+    return np.mean(errors, axis=0), np.mean(held)
+
+
+def test_bootstrap_intervals_hold_the_truth_in_a_small_simulation():
+    bias, held = coverage(60, num_prompts=150, num_resamples=200, seed=0)
+    # 180 intervals, three a simulation: a standard error of two to three per cent.
+    assert 0.88 <= held <= 0.99
+    assert np.abs(bias).max() < 12.0
+
+
+@pytest.mark.nightly
+def test_bootstrap_intervals_hold_the_truth_in_95_per_cent_of_simulations():
+    bias, held = coverage(500, num_prompts=300, num_resamples=1000, seed=1)
+    assert np.abs(bias).max() < 3.0
+    assert 0.93 <= held <= 0.97

@@ -1,3 +1,4 @@
+import functools
 from pathlib import Path
 
 import jax
@@ -23,8 +24,10 @@ def language_batch(seed=0):
     return hidden, unembed, targets, weights
 
 
-def torch_losses(hidden, unembed, targets):
+def torch_losses(hidden, unembed, targets, soft_cap=None):
     logits = hidden @ unembed
+    if soft_cap is not None:
+        logits = soft_cap * torch.tanh(logits / soft_cap)
     flat = torch.nn.functional.cross_entropy(
         logits.reshape(-1, VOCABULARY), torch.tensor(targets).reshape(-1), reduction="none"
     )
@@ -36,14 +39,15 @@ def chunked(request, monkeypatch):
     monkeypatch.setattr(losses, "CHUNK_LOGITS", request.param)
 
 
-def test_language_loss_and_gradients_are_those_of_torch(chunked):
+@pytest.mark.parametrize("soft_cap", [None, 1.5])
+def test_language_loss_and_gradients_are_those_of_torch(chunked, soft_cap):
     hidden, unembed, targets, weights = language_batch()
     h, u = torch.tensor(hidden, requires_grad=True), torch.tensor(unembed, requires_grad=True)
-    expected = (torch_losses(h, u, targets) * torch.tensor(weights)).sum()
+    expected = (torch_losses(h, u, targets, soft_cap) * torch.tensor(weights)).sum()
     expected.backward()
 
     (total, weight), gradients = jax.value_and_grad(
-        losses.lm_cross_entropy, argnums=(0, 1), has_aux=True
+        functools.partial(losses.lm_cross_entropy, soft_cap=soft_cap), argnums=(0, 1), has_aux=True
     )(hidden, unembed, targets, weights)
     assert float(total) == pytest.approx(expected.item(), abs=1e-4)
     assert float(weight) == weights.sum()
@@ -51,16 +55,30 @@ def test_language_loss_and_gradients_are_those_of_torch(chunked):
     np.testing.assert_allclose(gradients[1], u.grad, atol=1e-5)
 
 
-def test_token_logprobs_and_gradients_are_those_of_torch(chunked):
+@pytest.mark.parametrize("soft_cap", [None, 1.5])
+def test_token_logprobs_and_gradients_are_those_of_torch(chunked, soft_cap):
     hidden, unembed, targets, slopes = language_batch(1)
     h, u = torch.tensor(hidden, requires_grad=True), torch.tensor(unembed, requires_grad=True)
-    expected = -torch_losses(h, u, targets)
+    expected = -torch_losses(h, u, targets, soft_cap)
     (expected * torch.tensor(slopes)).sum().backward()
 
-    found, pullback = jax.vjp(lambda h, u: losses.token_logprobs(h, u, targets), hidden, unembed)
+    found, pullback = jax.vjp(
+        lambda h, u: losses.token_logprobs(h, u, targets, soft_cap=soft_cap), hidden, unembed
+    )
     np.testing.assert_allclose(found, expected.detach(), atol=1e-5)
     for gradient, of_torch in zip(pullback(jnp.array(slopes)), (h.grad, u.grad)):
         np.testing.assert_allclose(gradient, of_torch, atol=1e-5)
+
+
+def test_token_logprobs_at_a_temperature():
+    hidden, unembed, targets, _ = language_batch(1)
+    for soft_cap in (None, 2.0):
+        logits = hidden @ unembed
+        logits = logits if soft_cap is None else soft_cap * np.tanh(logits / soft_cap)
+        every = np.asarray(jax.nn.log_softmax(logits / 0.5))
+        expected = np.take_along_axis(every, targets[..., None], -1)[..., 0]
+        found = losses.token_logprobs(hidden, unembed, targets, soft_cap=soft_cap, temperature=0.5)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def of_margins(margins, p_a):

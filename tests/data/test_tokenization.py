@@ -137,3 +137,21 @@ def test_what_is_no_tokenizer_is_refused_with_its_folder(folder, tmp_path):
     endless = write_bytes_tokenizer(folder / "endless", bos=True, eos_token=None)
     with pytest.raises(InputError, match="endless: the tokenizer names no eos_token"):
         load_tokenizer(endless)
+
+
+def test_for_chat_the_end_of_an_answer_ends_a_text(folder):
+    template = "{% for m in messages %}{{ m['content'] }}<pad>{% endfor %}"
+    made = load_tokenizer(write_bytes_tokenizer(folder / "chat", bos=True, chat_template=template))
+    assert (made.eos_id, made.for_chat().eos_id, made.chat_end()) == (1, 2, "<pad>")
+    assert made.for_chat().encode("</s>") == made.encode("</s>")
+    assert set(made.control_tokens) == set(CONTROL)
+    text, ids = made.for_chat().chat_prompt([{"role": "user", "content": "a<pad>"}])
+    assert text == "a<pad><pad>"
+    assert ids == [*made.encode("a<pad>"), 2]
+    endless = load_tokenizer(
+        write_bytes_tokenizer(
+            folder / "endless chat", bos=True, chat_template=template.replace("<pad>", ".")
+        )
+    )
+    with pytest.raises(InputError, match="chat template"):
+        endless.for_chat()

@@ -10,7 +10,7 @@ import tiny_models
 import torch
 from jax import lax
 
-from cai_jax.models import transformer, weights
+from cai_jax.models import layers, transformer, weights
 from cai_jax.models.cache import init_cache
 from cai_jax.models.config import ModelConfig
 
@@ -233,12 +233,12 @@ def test_remat_and_unrolling_change_no_gradient(tokens):
         assert np.abs(leaf).max() > 0, name
 
 
-@pytest.mark.parametrize("vocabulary", [7, transformer.ONE_HOT_VOCABULARY + 1])
+@pytest.mark.parametrize("vocabulary", [7, layers.ONE_HOT_VOCABULARY + 1])
 def test_the_gradient_of_the_embedding_sums_over_equal_tokens(vocabulary):
     tokens = np.array([[3, 0, 3], [6, 3, 6]])
     gradient = np.random.default_rng(1).normal(size=(2, 3, 4)).astype(np.float32)
     table = jnp.ones((vocabulary, 4))
-    _, backward = jax.vjp(lambda table: transformer._lookup(table, tokens), table)
+    _, backward = jax.vjp(lambda table: layers.lookup(table, tokens), table)
     expected = np.zeros((vocabulary, 4), np.float32)
     np.add.at(expected, tokens.reshape(-1), gradient.reshape(-1, 4))
     assert np.allclose(backward(gradient)[0], expected, atol=1e-6)

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from cai_jax.data.schema import Chain, Comparison, Round, Turn
+from cai_jax.data.schema import Asked, Chain, Comparison, Round, Turn
 from cai_jax.sandbox import language, oracle
 from cai_jax.sandbox.measures import (
     by_revision,
@@ -183,6 +183,15 @@ def test_feedback_on_decided_and_undecided_comparisons():
             "both_covered_distance": 0.4,
         }
     )
+
+
+def test_principles_of_an_ensemble_cover_what_each_of_them_does():
+    asked = tuple(Asked(name, True, -1.0, -1.0) for name in ("people", "all"))
+    ensemble = Comparison("1", DIALOGUE, "arson", "fine", 0.2, "feedback", asked=asked)
+    (judged,) = judge_comparisons([ensemble], judge, COVERS.get, lambda c: c.p_a)
+    assert (judged.faults_a, judged.faults_b) == (frozenset({"arson"}), frozenset())
+    alone = dataclasses.replace(ensemble, asked=asked[:1])
+    assert judge_comparisons([alone], judge, COVERS.get, lambda c: 0.5)[0].faults_a == frozenset()
 
 
 def test_confidence_is_before_clamping_and_a_tie_is_half_right():

@@ -1,0 +1,131 @@
+"""Grouped-query attention, and who may see whom.
+
+Axes: B batch, T query positions, S key positions, N query heads, K key/value heads, G = N/K,
+H head dim, D width, L layers.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.layers import norm_scale, normalize
+from cai_jax.models.rotary import rotate
+
+MASKED = -1e30  # added to the attention logits of what may not be seen; finite, so no NaN arises
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; `state` holds the cached keys and values of all layers."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, state, layer, rotation, bias, start):
+        c = self.config
+        batch, length, _ = x.shape
+        # The head dim counts into the fan-in: attention starts smaller by H^0.5 and near uniform.
+        project = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=1)
+        # Two residual branches a layer add up: each starts with 1/2L of the variance.
+        project_out = nn.initializers.variance_scaling(
+            0.5 / c.layers, "fan_in", "normal", in_axis=(0, 1), out_axis=2
+        )
+        query_kernel = self._array("query", project, (c.width, c.heads, c.head_dim))
+        key_kernel = self._array("key", project, (c.width, c.kv_heads, c.head_dim))
+        value_kernel = self._array("value", project, (c.width, c.kv_heads, c.head_dim))
+        out_kernel = self._array("out", project_out, (c.heads, c.head_dim, c.width))
+
+        queries = jnp.einsum("btd,dnh->bnth", x, query_kernel)
+        keys = jnp.einsum("bsd,dkh->bksh", x, key_kernel)
+        values = jnp.einsum("bsd,dkh->bksh", x, value_kernel)
+        if c.qkv_bias:
+            queries += self._bias("query_bias", (c.heads, c.head_dim))[:, None]
+            keys += self._bias("key_bias", (c.kv_heads, c.head_dim))[:, None]
+            values += self._bias("value_bias", (c.kv_heads, c.head_dim))[:, None]
+        if c.query_key_norm != "none":
+            queries = HeadNorm(c, name="query_norm")(queries)
+            keys = HeadNorm(c, name="key_norm")(keys)
+        if rotation is not None:
+            queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+        keys = jnp.swapaxes(keys, 2, 3)  # [B, K, H, S]
+        if state is not None:
+            zero = jnp.zeros((), jnp.int32)
+            all_keys = lax.dynamic_update_slice(
+                state[0], keys[None], (layer, zero, zero, zero, start)
+            )
+            all_values = lax.dynamic_update_slice(
+                state[1], values[None], (layer, zero, zero, start, zero)
+            )
+            keys = lax.dynamic_index_in_dim(all_keys, layer, keepdims=False)
+            values = lax.dynamic_index_in_dim(all_values, layer, keepdims=False)
+            state = (all_keys, all_values)
+
+        # The G heads of a group are more rows of one matrix product with their shared keys.
+        queries = queries.reshape(batch, c.kv_heads, c.groups * length, c.head_dim)
+        scale = (c.query_scalar or c.head_dim) ** -0.5
+        weights = jnp.einsum(
+            "bkth,bkhs->bkts", queries * scale, keys, preferred_element_type=jnp.float32
+        )
+        if c.attention_soft_cap is not None:
+            weights = c.attention_soft_cap * jnp.tanh(weights / c.attention_soft_cap)
+        weights = weights.reshape(batch, c.kv_heads, c.groups, length, -1) + bias[:, None, None]
+        weights = jax.nn.softmax(weights, axis=-1).astype(c.dtype)
+        weights = weights.reshape(batch, c.kv_heads, c.groups * length, -1)
+        attended = jnp.einsum("bkts,bksh->bkth", weights, values)
+        attended = attended.reshape(batch, c.heads, length, c.head_dim)
+        attended = jnp.einsum("bnth,nhd->btd", attended, out_kernel)
+        if c.out_bias:
+            attended += self._bias("out_bias", (c.width,))
+        return attended, state
+
+    def _array(self, name: str, init: Any, shape: tuple[int, ...]) -> jax.Array:
+        return self.param(name, init, shape, jnp.float32).astype(self.config.dtype)
+
+    def _bias(self, name: str, shape: tuple[int, ...]) -> jax.Array:
+        return self._array(name, nn.initializers.zeros, shape)
+
+
+class HeadNorm(nn.Module):
+    """The norm of queries or keys [B, N, T, H]: of each head, or of all heads of a token."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x):
+        if self.config.query_key_norm == "head":
+            return normalize(x, norm_scale(self, (x.shape[-1],)), self.config)
+        scale = norm_scale(self, (x.shape[1], x.shape[-1]))
+        return normalize(x, scale[:, None], self.config, axes=(1, 3))
+
+
+def segment_bias(
+    segments: jax.Array, positions: jax.Array | None = None, window: int | None = None
+) -> jax.Array:
+    """[B, T, T]: 0 where position t may see position s, else MASKED."""
+    slots = jnp.arange(segments.shape[1])
+    causal = slots[:, None] >= slots[None, :]
+    seen = causal & (segments[:, :, None] == segments[:, None, :])
+    if window is not None:
+        assert positions is not None
+        seen &= positions[:, :, None] - positions[:, None, :] < window
+    return jnp.where(seen, 0.0, MASKED)
+
+
+def cache_bias(
+    valid: jax.Array, start: jax.Array | int, length: int, window: int | None = None
+) -> jax.Array:
+    """[B, T, S]: 0 where the token at slot start + t may see slot s, else MASKED."""
+    slots = jnp.arange(valid.shape[1])
+    own = start + jnp.arange(length)
+    seen = (slots <= own[:, None]) & valid[:, None, :]
+    if window is not None:
+        # A window counts the tokens of the text: the slots that are valid.
+        counts = jnp.cumsum(valid, axis=1)
+        seen &= (
+            lax.dynamic_slice_in_dim(counts, start, length, axis=1)[:, :, None] - counts[:, None, :]
+            < window
+        )
+    return jnp.where(seen, 0.0, MASKED)
