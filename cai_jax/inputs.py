@@ -7,7 +7,7 @@ from typing import Any
 
 from cai_jax import checkpoints
 from cai_jax.core import artifact
-from cai_jax.data import blind, choices, readers, rows, schema, tfds_splits, xstest
+from cai_jax.data import blind, choices, judged, readers, rows, schema, tfds_splits, xstest
 from cai_jax.data.bad_records import BadRecords
 from cai_jax.errors import InputError
 from cai_jax.text.constitution import load_constitution
@@ -115,6 +115,8 @@ def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
             )
     elif role in COMPARISON_ROLES:
         readers.read_comparisons(path, fields, bad)
+    elif role == "pairs":
+        judged.read_pairs(path)
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         _check_records(path, bad)
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cai_jax.data.schema import Asked, Comparison, Pair, json_lines, parse
+from cai_jax.data.readers import read_comparisons
+from cai_jax.data.rows import read_rows
+from cai_jax.data.schema import Asked, Comparison, Pair, read_records
 from cai_jax.errors import InputError
 
 KNOWN = "p_a"
@@ -13,24 +15,37 @@ KNOWN = "p_a"
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """The pairs of a file or step folder; comparisons are pairs whose label is known, in a tag.
+    """The pairs of a step folder or file; a file of comparisons has pairs whose label is known.
+
+    Comparisons are read in every form of `readers.read_comparisons`, HH-RLHF's among them. Their
+    label becomes the pair's tag KNOWN, which the feedback model never sees.
 
     Raises:
         InputError: naming file, line, field and what was expected.
     """
     path = Path(path)
-    pairs: list[Pair] = []
-    for where, value in json_lines(path / "pairs.jsonl" if path.is_dir() else path):
-        if isinstance(value, dict) and "p_a" in value:
-            c = parse(Comparison, value, where)
-            tags = {**c.tags, KNOWN: c.p_a}
-            pairs.append(Pair(c.id, c.dialogue, c.response_a, c.response_b, tags))
-        else:
-            pairs.append(parse(Pair, value, where))
-        known = known_label(pairs[-1])
+    if path.is_dir() or _has_pairs(path):
+        pairs = read_records(path / "pairs.jsonl" if path.is_dir() else path, Pair)
+    else:
+        pairs = [
+            Pair(c.id, c.dialogue, c.response_a, c.response_b, {**c.tags, KNOWN: c.p_a})
+            for c in read_comparisons(path)
+        ]
+    for pair in pairs:
+        known = known_label(pair)
         if known is not None and not (isinstance(known, int | float) and 0 <= known <= 1):
-            raise InputError(f"{where}: {KNOWN}: expected a probability in 0..1, found {known!r}")
+            raise InputError(
+                f"{path}: record {pair.id!r}: {KNOWN}: expected a probability in 0..1, found "
+                f"{known!r}"
+            )
     return pairs
+
+
+def _has_pairs(path: Path) -> bool:
+    """Whether the first row of a file is a pair that nobody has judged."""
+    first = next(iter(read_rows(path)), None)
+    value = first.value if first else None
+    return isinstance(value, dict) and "response_a" in value and "p_a" not in value
 
 
 def known_label(record: Pair | Comparison) -> float | None:

@@ -10,26 +10,36 @@ from cai_jax.errors import InputError
 PAIR = Pair("1", (Turn("human", "q"),), "x", "y", {"t": 2})
 
 
-def test_pairs_and_comparisons_are_read_alike(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    theirs = Comparison("2", PAIR.dialogue, "x", "y", 0.25, "human", tags={"t": 3})
-    write_records(path, [PAIR, theirs])
-    for given in (path, tmp_path):
-        pairs = read_pairs(given)
-        assert pairs == [PAIR, Pair("2", PAIR.dialogue, "x", "y", {"t": 3, KNOWN: 0.25})]
-        assert [known_label(pair) for pair in pairs] == [None, 0.25]
+def test_pairs_are_read_from_files_and_steps(tmp_path):
+    write_records(tmp_path / "pairs.jsonl", [PAIR])
+    for given in (tmp_path / "pairs.jsonl", tmp_path):
+        assert read_pairs(given) == [PAIR] and known_label(PAIR) is None
+
+
+def test_comparisons_are_pairs_whose_label_is_known(tmp_path):
+    path = tmp_path / "comparisons.jsonl"
+    write_records(path, [Comparison("2", PAIR.dialogue, "x", "y", 0.25, "human", tags={"t": 3})])
+    (pair,) = read_pairs(path)
+    assert pair == Pair("2", PAIR.dialogue, "x", "y", {"t": 3, KNOWN: 0.25})
+    assert known_label(pair) == 0.25
+    # As HH-RLHF has them: the chosen response is A.
+    texts = [f"\n\nHuman: q\n\nAssistant: {response}" for response in "xy"]
+    path.write_text(json.dumps(dict(zip(("chosen", "rejected"), texts))) + "\n")
+    (pair,) = read_pairs(path)
+    assert (pair.dialogue, pair.response_a, pair.response_b) == (PAIR.dialogue, "x", "y")
+    assert known_label(pair) == 1.0
 
 
 @pytest.mark.parametrize("value", [1.5, "A", None])
 def test_a_known_label_is_a_probability(tmp_path, value):
     path = tmp_path / "pairs.jsonl"
-    line = {"id": "1", "dialogue": [], "response_a": "x", "response_b": "y", "tags": {KNOWN: value}}
-    path.write_text(json.dumps(line) + "\n")
+    write_records(path, [Pair("7", PAIR.dialogue, "x", "y", {KNOWN: value})])
     if value is None:
         assert known_label(read_pairs(path)[0]) is None
         return
-    with pytest.raises(InputError, match=r"pairs.jsonl:1: p_a: expected a probability in 0..1"):
+    with pytest.raises(InputError, match=r"record '7': p_a: expected a probability in 0..1") as e:
         read_pairs(path)
+    assert "pairs.jsonl" in str(e.value)
 
 
 def test_one_question_is_the_record(tmp_path):
