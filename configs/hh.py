@@ -4,8 +4,10 @@
         --config.model=MODEL_FOLDER --config.prompts=harmless-base/train.jsonl.gz \\
         --config.constitution=PRINCIPLES
 
-PRINCIPLES is a file like constitutions/principles.json, or the folder with the paper's official
-prompts. Add --dry_run to see what each step takes, --config.limit=100 to try it on a few prompts.
+The prompts are any file that the README lists, or a split of a TFDS data set, as in
+--config.prompts=tfds:hh_rlhf/harmless-base:train. PRINCIPLES is a file like
+constitutions/principles.json, or the folder with the paper's official prompts. Add --dry_run to see
+what each step takes, --config.limit=100 to try it on a few prompts.
 
 Hardware: one accelerator that holds the model and its optimizer's state in float32, or a mesh of
 them: --config.mesh.fsdp=8.
