@@ -7,7 +7,7 @@ from typing import Any
 
 from cai_jax import checkpoints
 from cai_jax.core import artifact
-from cai_jax.data import blind, choices, readers, rows, schema, tfds_splits
+from cai_jax.data import blind, choices, readers, rows, schema, tfds_splits, xstest
 from cai_jax.data.bad_records import BadRecords
 from cai_jax.errors import InputError
 from cai_jax.text.constitution import load_constitution
@@ -101,6 +101,8 @@ def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
         load_constitution(path)
     elif role == "evaluations":
         choices.read_choices(path)
+    elif role == "xstest":
+        xstest.read_xstest(path)
     elif role == "votes":
         blind.read_votes(path)
     elif role in PROMPT_ROLES:
@@ -158,9 +160,15 @@ def _count_constitution(path: Path) -> dict[str, Any]:
 
 def parameter_count(folder: Path) -> int:
     """The parameters of a model, by its config.json."""
-    from cai_jax.models import families, weights
+    from cai_jax.models import weights
 
-    config, preference_model = weights.read_config(folder)
+    return count_parameters(*weights.read_config(folder))
+
+
+def count_parameters(config: Any, preference_model: bool) -> int:
+    """The parameters of a `ModelConfig`: the sizes of all tensors that its family has."""
+    from cai_jax.models import families
+
     return sum(
         math.prod(families.file_shape(tensor, config)) * (config.layers if tensor.stacked else 1)
         for tensor in families.tensors(config, preference_model)

@@ -2,12 +2,13 @@
 
 import gzip
 import json
+import shutil
 
 import fakes
 import pytest
 from ml_collections import ConfigDict
 
-from cai_jax import inputs, pipeline
+from cai_jax import inputs, pipeline, prepare
 from cai_jax import run as runner
 from cai_jax.core import artifact
 from cai_jax.data import readers
@@ -135,3 +136,35 @@ def test_a_tfds_reference_is_for_prompts_and_comparisons(tmp_path):
         inputs.resolve("comparisons", "tfds:hh_rlhf/x:train", config)
     with pytest.raises(InputError, match="expected a file or folder, found a TFDS data set"):
         inputs.resolve("constitution", "tfds:hh_rlhf/x:train", config)
+
+
+def test_a_split_of_a_tfds_data_set_is_an_input_like_a_file(workplace, capsys):
+    def pairs(count):
+        lines = (
+            json.dumps({"chosen": f"\n\nHuman: {i}\n\nAssistant: y", "rejected": f"\n\nHuman: {i}"})
+            for i in range(count)
+        )
+        (workplace / "train.jsonl").write_text("\n".join(lines))
+        command = ["--dataset=hh_rlhf/helpful-online", "--source=train.jsonl", "--data_dir=tfds"]
+        prepare.main(command)
+
+    pairs(3)
+    config = (workplace / "config.py").read_text()
+    reference = "tfds:hh_rlhf/helpful-online:train[1:]"
+    (workplace / "config.py").write_text(
+        config.replace('"p.csv"', f'"{reference}"').replace('fields={"prompt": "question"}', "")
+    )
+    run("--config.data.tfds_dir=tfds")
+    ids = "helpful-online-train[1-]-0 helpful-online-train[1-]-1"
+    assert (workplace / "work/reading/ids.txt").read_text() == ids
+    manifest = artifact.read_manifest(workplace / "work/reading")
+    assert manifest["inputs"]["prompts"]["reference"] == reference
+    capsys.readouterr()
+    run("--config.data.tfds_dir=tfds")
+    assert "(finished before)" in capsys.readouterr().out
+    # Other data under the same name are other data.
+    shutil.rmtree(workplace / "tfds")
+    pairs(4)
+    with pytest.raises(SystemExit):
+        run("--config.data.tfds_dir=tfds")
+    assert "the content of inputs.prompts (tfds:hh_rlhf/helpful" in capsys.readouterr().err

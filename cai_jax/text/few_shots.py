@@ -16,10 +16,11 @@ LayOut = Callable[[Sequence[str]], str]
 
 
 class Fitted(NamedTuple):
-    """The token ids of a prompt, and how many of its few-shots had to go."""
+    """The token ids of a prompt, how many of its few-shots had to go, and its text."""
 
     ids: list[int]
     dropped: int
+    text: str
 
 
 def fit(
@@ -44,10 +45,10 @@ def fit(
     fitted: list[Fitted | None] = [None] * len(lay_outs)
     waiting, dropped = list(range(len(lay_outs))), 0
     while waiting:
-        encoded = encode([lay_outs[i](few_shots[i][dropped:]) for i in waiting])
-        for i, ids in zip(waiting, encoded):
+        texts = [lay_outs[i](few_shots[i][dropped:]) for i in waiting]
+        for i, ids, text in zip(waiting, encode(texts), texts):
             if len(ids) <= room:
-                fitted[i] = Fitted(ids, dropped)
+                fitted[i] = Fitted(ids, dropped, text)
         waiting = [i for i in waiting if fitted[i] is None and dropped < len(few_shots[i])]
         dropped += 1
     return fitted

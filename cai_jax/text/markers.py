@@ -12,7 +12,7 @@ from cai_jax.text.dialogue import cut_at_stop
 
 _BRACKETS = re.compile(r"\[{3,}|\]{3,}")
 _CHOICE = re.compile(r"(?:\(\s*)+([AB])(?=\s*\))")
-_ANSWER = re.compile(r"\b(answer\s+is)(?:\s*:)+", re.IGNORECASE)
+_ANSWER = re.compile(r"(answer\s+is)(?:\s*:)+", re.IGNORECASE)
 _BREAKS = r"\n\r\v\f\x85\u2028\u2029"
 _LINE = rf"(?<=[{_BREAKS}])[^\S{_BREAKS}]*"  # the beginning of a line that is not the first
 _NAMES = r"human|assistant|critique\s*request|critique|revision\s*request|revision"

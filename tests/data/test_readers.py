@@ -1,3 +1,4 @@
+import csv
 import gzip
 import json
 import os
@@ -156,6 +157,19 @@ def test_a_field_map_names_the_columns_of_a_csv_file(tmp_path):
     assert read_comparisons(pairs, mapped) == [
         Comparison("c-0", (Turn("human", "q"),), "x", "y", 1.0, "human")
     ]
+
+
+def test_the_prompts_of_xstest_are_read_as_they_are():
+    path = SHARED / "data/xstest_prompts.csv"
+    if not path.is_file():
+        pytest.skip(f"XSTest's file is not at {path}")
+    prompts = read_prompts(path)
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(prompts) == len(rows) == 450
+    for prompt, row in zip(prompts, rows):
+        assert (prompt.id, prompt.dialogue) == (row["id"], (Turn("human", row["prompt"].strip()),))
+        assert prompt.tags == {name: row[name] for name in ("type", "label", "focus", "note")}
 
 
 def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path):

@@ -86,6 +86,18 @@ def test_questions_and_labels(tmp_path, given, monkeypatch):
     )
 
 
+def test_draws_are_those_of_every_version(tmp_path, given, monkeypatch):
+    """Of seed 0 in a step named "step": what a finished run has drawn, a later one draws again."""
+    reasoned = speak(monkeypatch, lambda text, number: " hm.")
+    choose(monkeypatch, prefers_yes)
+    _, comparisons = run(tmp_path / "step", given, chain_of_thought=True, num_few_shots=1)
+    assert "".join(c.principle[0] for c in comparisons) == "ltllhllt"  # lies, tone, harm
+    assert "".join("ba"[c.a_is_first] for c in comparisons) == "bbabaaaa"
+    keys = [key for _, _, key in reasoned]
+    assert {key[:2] for key in keys} == {(724687282, 2652479609)}
+    assert [keys[0][2], keys[7][2]] == ["p0 ba", "p7 ab"]
+
+
 def test_placements(tmp_path, given, monkeypatch):
     speak(monkeypatch, None)
     asked = choose(monkeypatch, prefers_yes)

@@ -17,6 +17,7 @@ from cai_jax import checkpoints
 from cai_jax.core import artifact, checkpoint, keys, mesh, training
 from cai_jax.core.metrics import read_metrics
 from cai_jax.data import packing
+from cai_jax.data.bad_records import BadRecords
 from cai_jax.data.examples import Example
 from cai_jax.data.schema import (
     Chain,
@@ -335,6 +336,15 @@ def test_data_is_files_and_folders_of_any_kind_in_order(model, tmp_path):
     sources = [tmp_path / "two", tmp_path / "one"]
     fitted, _ = finetune.prepare(configured(revisions=(2,)), sources, stand_in)
     assert [example.record_id for example in fitted.examples] == ["short", "c0", "d0"]
+    # A bad line in front does not hide what the file holds.
+    path = tmp_path / "two" / "documents.jsonl"
+    path.write_text("nonsense\n" + path.read_text())
+    bad = BadRecords("skip")
+    again, _ = finetune.prepare(configured(revisions=(2,)), sources, stand_in, bad)
+    assert [example.record_id for example in again.examples] == ["short", "c0", "d0"]
+    assert [found["line"] for found in bad.found] == [1]
+    with pytest.raises(InputError, match="documents.jsonl:1: expected one JSON object"):
+        finetune.prepare(configured(revisions=(2,)), sources, stand_in)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="expected chains.jsonl, .* found none of them"):
         finetune.read(tmp_path / "empty")
