@@ -3,7 +3,6 @@ import json
 import pytest
 
 from cai_jax import inputs
-from cai_jax.errors import InputError
 from cai_jax.generation.planning import few_shot_tokens
 from cai_jax.stages import critique_revise
 
@@ -50,20 +49,3 @@ def test_critiques_and_revisions_read_their_few_shots():
     assert flops(**shots) - flops() == pytest.approx(2 * 10 * 3 * 2 * 30)
     config.critique = False
     assert flops(**shots) - flops() == pytest.approx(2 * 10 * 3 * 30)
-
-
-def test_pairs_are_checked_before_a_run(tmp_path):
-    pairs = tmp_path / "pairs.jsonl"
-    good = {"id": "1", "dialogue": [], "response_a": "x", "response_b": "y"}
-    texts = {"chosen": "\n\nHuman: q\n\nAssistant: x", "rejected": "\n\nHuman: q\n\nAssistant: y"}
-    for row in (good, texts):
-        pairs.write_text(json.dumps(row) + "\n")
-        inputs.check("pairs", pairs, {})
-    for row, message in (
-        (good | {"response_b": 3}, "response_b: expected str, found '3'"),
-        (good | {"tags": {"p_a": 2}}, "p_a: expected a probability in 0..1, found 2"),
-        ({"chosen": "x"}, "pairs.jsonl:1"),
-    ):
-        pairs.write_text(json.dumps(row) + "\n")
-        with pytest.raises(InputError, match=message):
-            inputs.check("pairs", pairs, {})

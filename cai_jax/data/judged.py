@@ -1,51 +1,58 @@
 """Pairs as a feedback step reads them, and the comparisons that it makes of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cai_jax.data.readers import read_comparisons
-from cai_jax.data.rows import read_rows
-from cai_jax.data.schema import Asked, Comparison, Pair, read_records
+from cai_jax.data import readers
+from cai_jax.data.bad_records import BadRecords
+from cai_jax.data.schema import Asked, Comparison, Pair, parse
 from cai_jax.errors import InputError
 
 KNOWN = "p_a"
 """The tag of a pair whose label is known from elsewhere: P(response A is better)."""
 
 
-def read_pairs(path: Path) -> list[Pair]:
-    """The pairs of a step folder or file; a file of comparisons has pairs whose label is known.
+def read_pairs(
+    path: Path,
+    fields: Mapping[str, str] = readers.NO_FIELDS,
+    bad: BadRecords | None = None,
+) -> list[Pair]:
+    """The pairs of a file or step folder; comparisons are pairs whose label is known, in a tag.
 
-    Comparisons are read in every form of `readers.read_comparisons`, HH-RLHF's among them. Their
-    label becomes the pair's tag KNOWN, which the feedback model never sees.
+    Args:
+        path: a step folder, a file of pairs, or whatever `readers.read_comparisons` reads.
+        fields: our name -> the file's, as there.
+        bad: what becomes of records that are none; None: the first is refused.
 
     Raises:
         InputError: naming file, line, field and what was expected.
     """
     path = Path(path)
-    if path.is_dir() or _has_pairs(path):
-        pairs = read_records(path / "pairs.jsonl" if path.is_dir() else path, Pair)
-    else:
-        pairs = [
-            Pair(c.id, c.dialogue, c.response_a, c.response_b, {**c.tags, KNOWN: c.p_a})
-            for c in read_comparisons(path)
-        ]
-    for pair in pairs:
-        known = known_label(pair)
-        if known is not None and not (isinstance(known, int | float) and 0 <= known <= 1):
-            raise InputError(
-                f"{path}: record {pair.id!r}: {KNOWN}: expected a probability in 0..1, found "
-                f"{known!r}"
-            )
+    bad = bad or BadRecords()
+    pairs: list[Pair] = []
+    for where, id, value in readers.named_rows(path / "pairs.jsonl" if path.is_dir() else path):
+        try:
+            if isinstance(value, InputError):
+                raise value
+            pairs.append(_pair(value, where, id, fields))
+        except InputError as error:
+            bad.add(where, error)
     return pairs
 
 
-def _has_pairs(path: Path) -> bool:
-    """Whether the first row of a file is a pair that nobody has judged."""
-    first = next(iter(read_rows(path)), None)
-    value = first.value if first else None
-    return isinstance(value, dict) and "response_a" in value and "p_a" not in value
+def _pair(value: Any, where: str, default_id: str, fields: Mapping[str, str]) -> Pair:
+    if isinstance(value, dict) and "response_a" in value and "p_a" not in value:
+        pair = parse(Pair, value, where)
+    else:
+        c = readers.comparison_of(value, where, default_id, fields)
+        pair = Pair(c.id, c.dialogue, c.response_a, c.response_b, {**c.tags, KNOWN: c.p_a})
+    known = known_label(pair)
+    if known is not None and not (isinstance(known, int | float) and 0 <= known <= 1):
+        raise InputError(f"{where}: {KNOWN}: expected a probability in 0..1, found {known!r}")
+    return pair
 
 
 def known_label(record: Pair | Comparison) -> float | None:

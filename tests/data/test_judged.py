@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from cai_jax.data.bad_records import BadRecords
 from cai_jax.data.judged import KNOWN, answer_arrays, judged, known_label, read_pairs
 from cai_jax.data.schema import Asked, Comparison, Pair, Turn, read_records, write_records
 from cai_jax.errors import InputError
@@ -10,36 +11,26 @@ from cai_jax.errors import InputError
 PAIR = Pair("1", (Turn("human", "q"),), "x", "y", {"t": 2})
 
 
-def test_pairs_are_read_from_files_and_steps(tmp_path):
-    write_records(tmp_path / "pairs.jsonl", [PAIR])
-    for given in (tmp_path / "pairs.jsonl", tmp_path):
-        assert read_pairs(given) == [PAIR] and known_label(PAIR) is None
-
-
-def test_comparisons_are_pairs_whose_label_is_known(tmp_path):
-    path = tmp_path / "comparisons.jsonl"
-    write_records(path, [Comparison("2", PAIR.dialogue, "x", "y", 0.25, "human", tags={"t": 3})])
-    (pair,) = read_pairs(path)
-    assert pair == Pair("2", PAIR.dialogue, "x", "y", {"t": 3, KNOWN: 0.25})
-    assert known_label(pair) == 0.25
-    # As HH-RLHF has them: the chosen response is A.
-    texts = [f"\n\nHuman: q\n\nAssistant: {response}" for response in "xy"]
-    path.write_text(json.dumps(dict(zip(("chosen", "rejected"), texts))) + "\n")
-    (pair,) = read_pairs(path)
-    assert (pair.dialogue, pair.response_a, pair.response_b) == (PAIR.dialogue, "x", "y")
-    assert known_label(pair) == 1.0
+def test_pairs_and_comparisons_are_read_alike(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    theirs = Comparison("2", PAIR.dialogue, "x", "y", 0.25, "human", tags={"t": 3})
+    write_records(path, [PAIR, theirs])
+    for given in (path, tmp_path):
+        pairs = read_pairs(given)
+        assert pairs == [PAIR, Pair("2", PAIR.dialogue, "x", "y", {"t": 3, KNOWN: 0.25})]
+        assert [known_label(pair) for pair in pairs] == [None, 0.25]
 
 
 @pytest.mark.parametrize("value", [1.5, "A", None])
 def test_a_known_label_is_a_probability(tmp_path, value):
     path = tmp_path / "pairs.jsonl"
-    write_records(path, [Pair("7", PAIR.dialogue, "x", "y", {KNOWN: value})])
+    line = {"id": "1", "dialogue": [], "response_a": "x", "response_b": "y", "tags": {KNOWN: value}}
+    path.write_text(json.dumps(line) + "\n")
     if value is None:
         assert known_label(read_pairs(path)[0]) is None
         return
-    with pytest.raises(InputError, match=r"record '7': p_a: expected a probability in 0..1") as e:
+    with pytest.raises(InputError, match=r"pairs.jsonl:1: p_a: expected a probability in 0..1"):
         read_pairs(path)
-    assert "pairs.jsonl" in str(e.value)
 
 
 def test_one_question_is_the_record(tmp_path):
@@ -67,3 +58,18 @@ def test_several_questions_are_averaged_and_kept():
 def test_certainty_does_not_underflow():
     c = judged(PAIR, [Asked("p", True, 0.0, -900.0), Asked("p", False, -900.0, 0.0)], 1.0)
     assert (c.logp_a, c.logp_b) == pytest.approx((0.0, -900.0))
+
+
+def test_the_comparisons_of_people_are_pairs_whose_label_is_known(tmp_path):
+    path = tmp_path / "hh.jsonl"
+    start = "\n\nHuman: q\n\nAssistant:"
+    line = {"chosen": f"{start} good", "rejected": f"{start} bad"}
+    path.write_text(json.dumps(line) + "\nnonsense\n" + json.dumps(line) + "\n")
+    bad = BadRecords("skip")
+    assert read_pairs(path, bad=bad) == [
+        Pair(f"hh-{number}", (Turn("human", "q"),), "good", "bad", {KNOWN: 1.0})
+        for number in (0, 2)
+    ]
+    assert [found["line"] for found in bad.found] == [2]
+    with pytest.raises(InputError, match="hh.jsonl:2: expected one JSON object"):
+        read_pairs(path)
