@@ -100,7 +100,8 @@ def test_batches_divide_over_the_mesh(path, planned):
     for step in steps:
         if hasattr(step.stage, "check"):
             step.stage.check(runner.ConfigDict(step.config), step.inputs)
-    assert config.steps.sl_cai.rows % parts == config.steps.preference.pairs * 2 % parts == 0
+    assert config.steps.sl_cai.rows % (parts * config.steps.sl_cai.accumulate) == 0
+    assert config.steps.preference.pairs * 2 % parts == 0
     if config.model in shapes.SHAPES:
         shape = shapes.read_elsewhere(config.model).config
         for size in (shape.heads, shape.kv_heads, shape.hidden, shape.vocab_size):
