@@ -106,7 +106,8 @@ def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
     elif role == "xstest":
         xstest.read_xstest(path)
     elif role == "votes":
-        blind.read_votes(path)
+        for file in blind.vote_files(path):
+            blind.read_votes(file)
     elif role in PROMPT_ROLES:
         readers.read_prompts(path, 0, fields, bad)
     elif path.is_dir():
