@@ -1,7 +1,8 @@
 """Sample completions of prompts: python -m cai_jax.generate --model=DIR --prompts=IN --out=OUT.
 
 Reads one {"prompt": text} or {"messages": [{"role", "content"}, ...]} a line; the latter goes
-through the model's chat template. Writes, in the same order, {"prompt", "completions": [{"text",
+through the model's chat template, whose end of a turn then ends completions; control tokens spelled
+out in a message are text. Writes, in the same order, {"prompt", "completions": [{"text",
 "token_ids", "logprobs", "finish_reason"}]}. A completion depends on the seed, the line's number and
 the sample's number: not on the other lines or the batch size.
 """
@@ -67,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text, ids = _encode(value, model.tokenizer, where)
         texts.append(text)
         prompts.append(ids)
+    if any(not isinstance(value, str) for _, value in records):
+        # Where a turn's end is not the end of text, as in Gemma, an answer ends there all the same.
+        end = model.tokenizer.chat_end()
+        settings = dataclasses.replace(settings, stop=(*settings.stop, *([end] if end else [])))
 
     samples = range(args.num_samples)
     # The line's number and the sample's: more samples leave the first ones as they are.

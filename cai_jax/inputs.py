@@ -1,18 +1,22 @@
 """What a run is given from outside: found, checked and counted before the first step begins."""
 
-import gzip
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cai_jax import checkpoints
 from cai_jax.core import artifact
-from cai_jax.data import blind, choices, readers, schema
+from cai_jax.data import blind, choices, judged, readers, rows, schema, tfds_splits, xstest
+from cai_jax.data.bad_records import BadRecords
 from cai_jax.errors import InputError
 from cai_jax.text.constitution import load_constitution
 
 MODEL_ROLES = ("model", "models", "preference_model")
 PROMPT_ROLES = ("prompts", "red_team", "benign")
+COMPARISON_ROLES = ("comparisons", "held_out")
+# What may be a file of other people, if the step has `fields` for it.
+FILE_ROLES = (*PROMPT_ROLES, *COMPARISON_ROLES, "pairs")
 
 # A record type shows in a field that only it has; the first that fits counts.
 RECORD_TYPES = {
@@ -40,15 +44,33 @@ MAKERS = {
 CHARACTERS_PER_TOKEN = 4  # of English text, for plans alone
 
 
-def resolve(role: str, reference: str) -> Path:
+def resolve(role: str, reference: str, config: Mapping[str, Any]) -> Path:
     """The path of a reference that is no step's name.
 
+    Args:
+        role: what the step uses it for.
+        reference: a path, "sandbox:...", "tfds:...", or a model's id.
+        config: of the step, whose `data.tfds_dir` says where TFDS data sets are.
+
     Raises:
-        InputError: there is no such file, folder or model.
+        InputError: there is no such file, folder, data set or model.
     """
     if role in MODEL_ROLES:
         return checkpoints.model_folder(reference)
+    if reference.startswith(tfds_splits.PREFIX):
+        if role not in FILE_ROLES or "fields" not in config:
+            raise InputError(f"{reference}: expected a file or folder, found a TFDS data set")
+        return tfds_splits.resolve(reference, _data(config)["tfds_dir"])
     return checkpoints.resolve(reference)
+
+
+def _data(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("data", readers.default_data())
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of what a path means; of a TFDS split, that of its whole data set."""
+    return artifact.fingerprint(path.parent if tfds_splits.is_split(path) else path)
 
 
 def check_maker(role: str, kind: str) -> None:
@@ -61,35 +83,45 @@ def check_maker(role: str, kind: str) -> None:
         raise InputError(f"expected {wanted}, found one of kind {kind}")
 
 
-def check(role: str, path: Path, needs_weights: bool = True) -> None:
+def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
     """Refuses an input that the step which reads it would refuse, hours later perhaps.
 
     Args:
         role: what the step uses it for.
         path: as `resolve` gives it.
-        needs_weights: False for a model whose weights the step draws itself.
+        config: of the step: its `fields` and `data.on_bad_record`, if it has them; with
+            `initialize`, it draws a model's weights itself.
 
     Raises:
         InputError: naming file, line and field, and what was expected.
     """
+    fields = config.get("fields", readers.NO_FIELDS)
+    bad = BadRecords(_data(config)["on_bad_record"])
     if role in MODEL_ROLES:
-        _check_model(role, path, needs_weights)
+        _check_model(role, path, not config.get("initialize", False))
     elif role == "constitution":
         load_constitution(path)
     elif role == "evaluations":
         choices.read_choices(path)
+    elif role == "xstest":
+        xstest.read_xstest(path)
     elif role == "votes":
-        blind.read_votes(path)
+        for file in blind.vote_files(path):
+            blind.read_votes(file)
     elif role in PROMPT_ROLES:
-        readers.read_prompts(path)
+        readers.read_prompts(path, 0, fields, bad)
     elif path.is_dir():
         if not artifact.is_finished(path):
             raise InputError(
                 f"{path}: expected a file or a finished step, found a folder without "
                 f"{artifact.MANIFEST}"
             )
+    elif role in COMPARISON_ROLES:
+        readers.read_comparisons(path, fields, bad)
+    elif role == "pairs" and "fields" in config:
+        judged.read_pairs(path, fields, bad)
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        _check_records(path)
+        _check_records(path, bad)
 
 
 def count(role: str, path: Path) -> dict[str, Any]:
@@ -104,9 +136,9 @@ def count(role: str, path: Path) -> dict[str, Any]:
     if path.is_dir():
         manifest = artifact.read_manifest(path) or {}
         return {name: manifest.get(name, 0) for name in ("records", "tokens")}
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        lengths = [len(line) for line in file]
+    if not (tfds_splits.is_split(path) or path.name.endswith(rows.ENDINGS)):
+        return {"records": 1, "tokens": path.stat().st_size // CHARACTERS_PER_TOKEN}
+    lengths = [len(str(row.value)) for row in rows.read_rows(path)]
     return {"records": len(lengths), "tokens": sum(lengths) // CHARACTERS_PER_TOKEN}
 
 
@@ -133,9 +165,15 @@ def _count_constitution(path: Path) -> dict[str, Any]:
 
 def parameter_count(folder: Path) -> int:
     """The parameters of a model, by its config.json."""
-    from cai_jax.models import families, weights
+    from cai_jax.models import weights
 
-    config, preference_model = weights.read_config(folder)
+    return count_parameters(*weights.read_config(folder))
+
+
+def count_parameters(config: Any, preference_model: bool) -> int:
+    """The parameters of a `ModelConfig`: the sizes of all tensors that its family has."""
+    from cai_jax.models import families
+
     return sum(
         math.prod(families.file_shape(tensor, config)) * (config.layers if tensor.stacked else 1)
         for tensor in families.tensors(config, preference_model)
@@ -156,19 +194,27 @@ def _check_model(role: str, folder: Path, needs_weights: bool) -> None:
         raise InputError(f"{folder}: expected a tokenizer beside the weights, found none")
 
 
-def _check_records(path: Path) -> None:
+def _check_records(path: Path, bad: BadRecords) -> None:
     record_type = None
-    for where, value in schema.json_lines(path):
-        if not isinstance(value, dict):
-            raise InputError(f"{where}: expected an object, found {str(value)[:40]!r}")
-        if record_type is None:
-            fits = [kind for field, kind in RECORD_TYPES.items() if field in value]
-            if not fits:
-                raise InputError(
-                    f"{where}: expected a record with one of the fields {', '.join(RECORD_TYPES)}; "
-                    f"found {', '.join(value) or 'no fields'}"
-                )
-            record_type = fits[0]
-        schema.parse(record_type, value, where)
+    for where, value in schema.lines(path):
+        try:
+            if isinstance(value, InputError):
+                raise value
+            if not isinstance(value, dict):
+                raise InputError(f"{where}: expected an object, found {str(value)[:40]!r}")
+            record_type = record_type or _record_type(value, where)
+            schema.parse(record_type, value, where)
+        except InputError as error:
+            bad.add(where, error)
     if record_type is None:
         raise InputError(f"{path}: expected at least one record, found none")
+
+
+def _record_type(value: Mapping[str, Any], where: str) -> type:
+    fits = [kind for field, kind in RECORD_TYPES.items() if field in value]
+    if not fits:
+        raise InputError(
+            f"{where}: expected a record with one of the fields {', '.join(RECORD_TYPES)}; "
+            f"found {rows.listed(value)}"
+        )
+    return fits[0]

@@ -8,7 +8,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cai_jax.core import mesh
-from cai_jax.core.configuration import nearest, plain
+from cai_jax.core.configuration import assign, nearest, plain
+from cai_jax.data.bad_records import BadRecords
+from cai_jax.data.readers import default_data
 from cai_jax.errors import InputError
 from cai_jax.stages import RESERVED, LoadStage
 
@@ -21,7 +23,7 @@ class Step:
 
     name: str
     kind: str
-    config: dict[str, Any]  # the kind's parameters, `seed` and `mesh`
+    config: dict[str, Any]  # the kind's parameters, `seed` and `mesh`; `data` is the config's
     inputs: dict[str, Any]  # role -> reference, list or dict of references
     sources: tuple[str, ...]  # the names of the steps that it reads
     stage: Any  # the module of its kind
@@ -70,6 +72,8 @@ def read_steps(config: ConfigDict, load_stage: LoadStage) -> list[Step]:
         raise InputError(f"config.seed: expected 0 or more, found {config.seed}")
     device_mesh = config.mesh if "mesh" in config else mesh.default_config()
     shared = {"seed": config.seed, "mesh": plain(device_mesh)}
+    if "data" in config:
+        shared["data"] = _read_data(config.data)
     names = list(config.steps)
     steps = [_read_step(name, config.steps[name], names, shared, load_stage) for name in names]
     ordered: list[Step] = []
@@ -82,6 +86,17 @@ def read_steps(config: ConfigDict, load_stage: LoadStage) -> list[Step]:
             raise InputError(f"config.steps: {rest}: each waits for another; break the cycle")
         ordered.append(ready[0])
     return ordered
+
+
+def _read_data(given: Any) -> dict[str, Any]:
+    """The config's own `data` group: what it names, and the rest as `readers` has it."""
+    if not isinstance(given, ConfigDict):
+        raise InputError(f"config.data: expected a group of keys, found {given!r}")
+    data = default_data()
+    for key in given:
+        assign(data, key, given[key], f"config.data: {key}")
+    BadRecords(data.on_bad_record)
+    return plain(data)
 
 
 def _read_step(
@@ -104,6 +119,8 @@ def _read_step(
         if key not in config:
             raise InputError(f"{where}: parameter {key!r} is missing; make it with stages.step")
     parameters = {key: plain(config[key], f"{where}.{key}") for key in known}
+    # How files are read is said once for all steps, but is no matter of those that read none.
+    shared = {key: value for key, value in shared.items() if key != "data" or key in known}
     inputs = plain(config.inputs, f"{where}.inputs")
     step = Step(name, config.kind, parameters | shared, inputs, (), stage)
     for label, _, reference in step.references():

@@ -26,7 +26,7 @@ class Outside:
         key = (role in outside.MODEL_ROLES, reference)
         if key not in self._paths:
             try:
-                self._paths[key] = outside.resolve(role, reference)
+                self._paths[key] = outside.resolve(role, reference, step.config)
             except InputError as error:
                 hint = "" if "/" in reference or ":" in reference else self._hint(reference)
                 raise InputError(f"step {step.name!r}: inputs.{role}: {error}{hint}") from None
@@ -36,7 +36,7 @@ class Outside:
         """The fingerprint of what is there."""
         path = self.path(step, role, reference)
         if path not in self._hashes:
-            self._hashes[path] = artifact.fingerprint(path)
+            self._hashes[path] = outside.fingerprint(path)
         return self._hashes[path]
 
     def _hint(self, reference: str) -> str:

@@ -15,10 +15,11 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from cai_jax import __version__, inputs, planner, summary
+from cai_jax import __version__, inputs, planner, shapes, summary
 from cai_jax.core import artifact, configuration
 from cai_jax.core.lock import locked
 from cai_jax.core.progress import duration
+from cai_jax.data.readers import default_data
 from cai_jax.errors import InputError, exits_on_input_error
 from cai_jax.pipeline import Step, read_steps, select
 from cai_jax.resume import Outside, decide, input_hashes
@@ -74,6 +75,9 @@ def main(arguments: Sequence[str] | None = None, load_stage: LoadStage = load_st
     options, overrides = parse(arguments)
     workdir: Path = options.workdir
     config = configuration.load_config(options.config)
+    if "data" not in config:
+        with config.unlocked():
+            config.data = default_data()
     configuration.override(config, overrides)
     steps = read_steps(config, load_stage)
     selected = select(steps, options.steps or [step.name for step in steps], "--steps")
@@ -83,9 +87,10 @@ def main(arguments: Sequence[str] | None = None, load_stage: LoadStage = load_st
         raise InputError(f"--workdir={workdir}: expected a folder, found a file")
 
     to_run = decide(steps, workdir, selected, overwritten, given)
-    check(to_run, steps, given)
+    check(to_run, steps, given, planning=options.dry_run)
     if options.dry_run:
-        print(planner.table(steps, planner.plan(steps, given), selected))
+        hardware = config.hardware if "hardware" in config else ""
+        print(planner.table(steps, planner.plan(steps, given, hardware), selected))
         return
     refuse_foreign_folders(workdir, to_run)
     if to_run or overwritten or not (workdir / summary.SUMMARY).is_file():
@@ -108,14 +113,18 @@ def main(arguments: Sequence[str] | None = None, load_stage: LoadStage = load_st
         print(f"\n{text}")
 
 
-def check(to_run: Sequence[Step], steps: Sequence[Step], given: Outside) -> None:
+def check(
+    to_run: Sequence[Step], steps: Sequence[Step], given: Outside, planning: bool = False
+) -> None:
     """Refuses what any step to run would refuse; before the first of them runs.
+
+    For a plan alone, models of the hub and devices need not be here.
 
     Raises:
         InputError: an input that is missing, malformed or of the wrong sort; too few devices.
     """
     kinds = {step.name: step.kind for step in steps}
-    checked: set[tuple[str, Path]] = set()
+    checked: set[tuple[Any, ...]] = set()
     for step in to_run:
         where = f"step {step.name!r}"
         if hasattr(step.stage, "check"):
@@ -125,13 +134,14 @@ def check(to_run: Sequence[Step], steps: Sequence[Step], given: Outside) -> None
                 label = f"{where}: inputs.{label}={reference}"
                 with_prefix(label, inputs.check_maker, role, kinds[reference])
                 continue
+            if planning and role in inputs.MODEL_ROLES and shapes.is_elsewhere(reference):
+                continue
             path = given.path(step, role, reference)
-            # `initialize`: the step draws the weights itself (stages/finetune.py).
-            needs_weights = not step.config.get("initialize", False)
-            if (role, path) not in checked:
-                with_prefix(f"{where}: inputs.{label}", inputs.check, role, path, needs_weights)
-                checked.add((role, path))
-    if to_run and any(size != 1 for size in to_run[0].config["mesh"].values()):
+            seen = (role, path, *step.config.get("fields", {}).values())
+            if seen not in checked:
+                with_prefix(f"{where}: inputs.{label}", inputs.check, role, path, step.config)
+                checked.add(seen)
+    if to_run and not planning and any(size != 1 for size in to_run[0].config["mesh"].values()):
         from cai_jax.core.mesh import make_mesh
 
         make_mesh(ConfigDict(to_run[0].config["mesh"]))

@@ -138,6 +138,17 @@ def test_messages_go_through_the_chat_template(job, llama):
     assert record["completions"][0]["token_ids"] == torch_greedy(llama[1], ids)
 
 
+def test_a_control_token_in_a_message_is_text(job, llama):
+    messages = [{"role": "user", "content": "a</s>"}]
+    [record] = job([{"messages": messages}], "--temperature=0")
+    assert record["prompt"] == "<user>a</s></s><assistant>"
+    tokenizer = checkpoints.load_model(llama[0]).tokenizer
+    parts = [tokenizer.encode("<user>a</s>"), [tokenizer.eos_id], tokenizer.encode("<assistant>")]
+    assert 1 not in parts[0]
+    expected = torch_greedy(llama[1], [i for part in parts for i in part])
+    assert record["completions"][0]["token_ids"] == expected
+
+
 def test_stops_and_top_k_are_obeyed(job):
     [greedy] = job([{"prompt": "the"}], "--temperature=0")
     [first] = job([{"prompt": "the"}], "--top_k=1", out="k.jsonl")
@@ -182,10 +193,6 @@ BAD_FILES = {
     "a message without role": (
         ['{"messages": [{"role": "user", "content": "a"}, {"content": "a"}]}\n'],
         ":1: messages[1]: field 'role' is missing; found content",
-    ),
-    "a control token in a message": (
-        ['{"messages": [{"role": "user", "content": "a</s>"}]}\n'],
-        ":1: messages: [0] content: contains the control token '</s>'",
     ),
     "no lines": ([], "expected at least one prompt, found an empty file"),
     "too long": (

@@ -4,16 +4,17 @@ Reading checks each field: a wrong record is refused with file, line, field and 
 """
 
 import dataclasses
-import gzip
 import json
+import math
 import os
 import types
 import typing
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cai_jax.data.bad_records import BadRecords
+from cai_jax.data.rows import json_value, listed, text_lines
 from cai_jax.errors import InputError
 
 
@@ -228,33 +229,51 @@ def write_records(path: Path, records: Iterable[Any]) -> int:
     return count
 
 
-def read_records(path: Path, record_type: type[Record]) -> list[Record]:
+def read_records(
+    path: Path, record_type: type[Record], bad: BadRecords | None = None
+) -> list[Record]:
     """Reads a JSON Lines file of one record type.
+
+    Args:
+        path: the file.
+        record_type: one of the types above.
+        bad: what becomes of lines that hold no such record; None: the first is refused.
 
     Raises:
         InputError: naming file, line, field and what was expected.
     """
-    return [parse(record_type, value, where) for where, value in json_lines(path)]
+    bad = bad or BadRecords()
+    records = []
+    for where, value in lines(path):
+        try:
+            if isinstance(value, InputError):
+                raise value
+            records.append(parse(record_type, value, where))
+        except InputError as error:
+            bad.add(where, error)
+    return records
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yields ("file:line", value) for each line of a .jsonl or .jsonl.gz file."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: expected a JSON Lines file, found none; check the path")
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield f"{path}:{number}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise InputError(
-                        f"{path}:{number}: expected one JSON object, found {line[:40]!r} "
-                        f"({error.msg} at column {error.colno})"
-                    ) from None
-    except (UnicodeDecodeError, EOFError, OSError, zlib.error, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON Lines in UTF-8: {error}") from None
+    """Yields ("file:line", value) for each line of a .jsonl or .jsonl.gz file.
+
+    Raises:
+        InputError: a file that cannot be read, or a line that is no JSON.
+    """
+    for where, value in lines(path):
+        if isinstance(value, InputError):
+            raise value
+        yield where, value
+
+
+def lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """`json_lines` with an InputError in the place of a line that cannot be read."""
+    for number, line in text_lines(path, "JSON Lines"):
+        where = f"{path}:{number}"
+        try:
+            yield where, line if isinstance(line, InputError) else json_value(line, where)
+        except InputError as error:
+            yield where, error
 
 
 def parse(expected: Any, value: Any, where: str) -> Any:
@@ -273,8 +292,8 @@ def parse(expected: Any, value: Any, where: str) -> Any:
         return tuple(parse(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(items))
     if origin is dict:
         return dict(_expect(value, dict, "an object", where))
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if expected is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return _number(value, where)
     if expected is not bool and isinstance(value, bool):
         raise InputError(f"{where}: expected {expected.__name__}, found {value!r}")
     return _expect(value, expected, expected.__name__, where)
@@ -292,10 +311,20 @@ def _parse_record(record_type: Any, value: Any, where: str) -> Any:
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         )
         if required and name not in value:
-            raise InputError(f"{where}: field {name!r} is missing; found {', '.join(value)}")
+            raise InputError(f"{where}: field {name!r} is missing; found {listed(value)}")
     return record_type(
         **{name: parse(hints[name], item, f"{where}: {name}") for name, item in value.items()}
     )
+
+
+def _number(value: int | float, where: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.nan
+    if math.isnan(number):
+        raise InputError(f"{where}: expected a number, found {str(value)[:40]}")
+    return number
 
 
 def _expect(value: Any, expected: Any, name: str, where: str) -> Any:

@@ -7,11 +7,13 @@
         num_rounds=4,
     )
 
-An input is the name of another step, "sandbox:..." for a file of the package, or a path; a role has
-one, a list, or a dict of them. Every module of this package has three functions:
+An input is the name of another step, "sandbox:..." for a file of the package, "tfds:..." for a
+split of a TFDS data set, or a path; a role has one, a list, or a dict of them. Every module of
+this package has three functions:
 
     default_config() -> ConfigDict
-        every parameter of the step, each with its default
+        every parameter of the step, each with its default. A step that reads files of others has
+        `fields` and `data` (data/readers.py); of the latter, the config's own group holds.
     run(config, inputs, folder) -> {"records": int, "tokens": int, ...}
         does the step. `config` has the parameters, and `seed` and `mesh` besides; `inputs` has the
         roles with paths for references; `folder` is there, and empty. More small numbers of the

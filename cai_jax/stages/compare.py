@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cai_jax.data import readers
 from cai_jax.errors import InputError
 from cai_jax.generation import planning
 from cai_jax.generation.room import ON_LONG, keep_fitting
@@ -31,6 +32,8 @@ def default_config() -> ConfigDict:
     config.limit = 0  # at most so many prompts of each file; 0: all
     config.on_long = "refuse"  # prompts that the model's positions do not hold: "refuse" or "drop"
     config.batch_size = 128
+    config.fields = readers.default_fields()  # what the prompts' files call their columns
+    config.data = readers.default_data()
     return config
 
 
@@ -56,17 +59,19 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     from cai_jax import checkpoints
     from cai_jax.core import keys, mesh
     from cai_jax.core.progress import Progress
-    from cai_jax.data.readers import read_all_prompts
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import Pair, write_records
     from cai_jax.generation.generate import generate
     from cai_jax.text.dialogue import cut_at_stop
 
     check(config, inputs)
-    prompts = read_all_prompts(inputs["prompts"], config.limit)
+    bad = BadRecords(config.data.on_bad_record)
+    prompts = readers.read_all_prompts(inputs["prompts"], config.limit, config.fields, bad)
     device_mesh = mesh.make_mesh(config.mesh)
     model = checkpoints.load_model(inputs["model"], device_mesh)
     fitting = encode_fitting(config, prompts, model)
     counts = Counter(tokens=0, too_long=len(prompts) - len(fitting), resampled=0)
+    counts.update(bad.report(folder))
     key = keys.base_key(config.seed, folder.name)
 
     def sample(wanted: Sequence[int], number: int, progress: Progress) -> list[Completion]:

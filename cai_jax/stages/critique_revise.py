@@ -17,6 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cai_jax.data import readers
 from cai_jax.errors import InputError
 from cai_jax.generation import planning
 from cai_jax.generation.room import ON_LONG, keep_fitting
@@ -56,6 +57,8 @@ def default_config() -> ConfigDict:
     config.limit = 0  # at most so many prompts of each file; 0: all
     config.on_long = "refuse"  # prompts that the model's positions may not hold: "refuse" or "drop"
     config.batch_size = 128
+    config.fields = readers.default_fields()  # what the prompts' files call their columns
+    config.data = readers.default_data()
     return config
 
 
@@ -81,15 +84,17 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     from cai_jax import checkpoints
     from cai_jax.core import artifact, keys, mesh
     from cai_jax.core.progress import Progress
-    from cai_jax.data.readers import read_all_prompts
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import write_records
 
     constitution = check(config, inputs)
-    prompts = read_all_prompts(inputs["prompts"], config.limit)
+    bad = BadRecords(config.data.on_bad_record)
+    prompts = readers.read_all_prompts(inputs["prompts"], config.limit, config.fields, bad)
     device_mesh = mesh.make_mesh(config.mesh)
     model = checkpoints.load_model(inputs["model"], device_mesh)
     fitting = prompts_that_fit(config, prompts, constitution, model)
     counts = Counter(too_long=len(prompts) - len(fitting), few_shots_dropped=0, tokens=0)
+    counts.update(bad.report(folder))
     total = len(fitting) * (1 + config.num_rounds * (2 if config.critique else 1))
     chains: list[Chain] = []
     with Progress(f"{folder.name} (critique_revise)", total, "texts") as progress:

@@ -16,15 +16,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cai_jax.data import readers
 from cai_jax.data.comparisons import raw_probability
 from cai_jax.errors import InputError
 
 if typing.TYPE_CHECKING:
     from cai_jax.algorithms.intervals import Interval
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import Answer
     from cai_jax.sandbox.measures import Measure
 
 PROMPT_SETS = ("red_team", "benign")
+XSTEST = "xstest"  # a set of its own: no judge reads it, but a lexicon of refusals
 RATES = ("harmless_rate", "helpful_rate", "evasive_rate", "explained_rate")
 ELOS = {"harmlessness_elo": "red_team", "helpfulness_elo": "benign"}
 
@@ -56,13 +59,15 @@ def default_config() -> ConfigDict:
     config.num_resamples = 1000
     # Strength of the prior that keeps the Elo of a perfect score finite (algorithms/elo.py).
     config.elo_prior = 1.0
+    config.fields = readers.default_fields()  # what the prompts' files call their columns
+    config.data = readers.default_data()
     return config
 
 
 def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, float]:
     """Records, tokens (at most) and FLOPs of the step, from the planned counts of its inputs."""
     num_prompts, prompt_tokens = 0, 0.0
-    for name in PROMPT_SETS:
+    for name in (*PROMPT_SETS, XSTEST):
         there = planned.get(name, {}).get("records", 0)
         taken = min(there, config.limit) if config.limit else there
         num_prompts += taken
@@ -84,39 +89,46 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
 
     Args:
         config: see default_config; `seed` and `mesh` besides.
-        inputs: roles models (name -> model), red_team, benign (prompts), preference_model, all
-            optional but models; preference (a preference step, whose evaluation is copied); and
-            with the oracle: chains (harm by revision), critiques (their quality), feedback (name
-            -> comparisons).
+        inputs: roles models (name -> model), red_team, benign (prompts), xstest (XSTest's CSV, for
+            over-refusal), preference_model, all optional but models; preference (a preference
+            step, whose evaluation is copied); and with the oracle: chains (harm by revision),
+            critiques (their quality), feedback (name -> comparisons).
         folder: where the artifact goes.
 
     Raises:
         InputError: as `check`, and for inputs that cannot be read.
     """
     from cai_jax.core import artifact
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import write_records
 
     check(config, inputs)
-    answers, tokens = _sample(config, inputs, folder)
-    opinions = JUDGES[config.judge](config, inputs, answers)
-    answers = [
+    bad = BadRecords(config.data.on_bad_record)
+    answers, tokens = _sample(config, inputs, folder, bad)
+    judged = [answer for answer in answers if answer.prompt_set != XSTEST]
+    opinions = JUDGES[config.judge](config, inputs, judged)
+    judged = [
         dataclasses.replace(answer, verdict=opinion.verdict)
-        for answer, opinion in zip(answers, opinions)
+        for answer, opinion in zip(judged, opinions)
     ]
     evaluation: dict[str, Any] = {
         "judge": config.judge,
         "anchor": config.anchor,
         "level": config.level,
-        "models": _models(config, list(inputs.get("models", {})), answers, opinions),
+        "models": _models(config, list(inputs.get("models", {})), judged, opinions),
     }
+    if XSTEST in inputs:
+        of_xstest = _refusals(config, inputs, [a for a in answers if a.prompt_set == XSTEST])
+        judged += of_xstest
+        evaluation["refusals"] = _refusal_shares(config, of_xstest)
     if config.judge == "oracle":
         evaluation |= _oracle_measures(config, inputs)
     if "preference" in inputs:
         path = Path(inputs["preference"]) / "evaluation.json"
         evaluation["preference"] = json.loads(path.read_text(encoding="utf-8"))
-    write_records(folder / "samples.jsonl", answers)
+    write_records(folder / "samples.jsonl", judged)
     artifact.write_json(folder / "evaluation.json", evaluation)
-    return {"records": len(answers), "tokens": tokens}
+    return {"records": len(judged), "tokens": tokens} | bad.report(folder)
 
 
 def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:
@@ -141,21 +153,25 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:
 
 
 def _sample(
-    config: ConfigDict, inputs: Mapping[str, Any], folder: Path
+    config: ConfigDict, inputs: Mapping[str, Any], folder: Path, bad: BadRecords
 ) -> tuple[list[Answer], int]:
     """Every model's answers to every prompt, and how many tokens that took."""
     from cai_jax.checkpoints import load_model
     from cai_jax.core.keys import base_key
     from cai_jax.core.mesh import make_mesh
-    from cai_jax.data.readers import read_prompts
     from cai_jax.data.schema import Answer
+    from cai_jax.data.xstest import read_xstest
     from cai_jax.generation.generate import generate
     from cai_jax.generation.settings import SamplingSettings
     from cai_jax.text.dialogue import STOPS, cut_at_stop, render
 
     prompts = {
-        name: read_prompts(inputs[name], config.limit) for name in PROMPT_SETS if name in inputs
+        name: readers.read_prompts(inputs[name], config.limit, config.fields, bad)
+        for name in PROMPT_SETS
+        if name in inputs
     }
+    if XSTEST in inputs:
+        prompts[XSTEST] = read_xstest(inputs[XSTEST], config.limit)
     mesh = make_mesh(config.mesh)
     settings = SamplingSettings(
         max_new_tokens=config.max_new_tokens,
@@ -286,6 +302,52 @@ def _ratings(
         num_resamples=config.num_resamples,
         level=config.level,
     )
+
+
+def _refusals(
+    config: ConfigDict, inputs: Mapping[str, Any], answers: Sequence[Answer]
+) -> list[Answer]:
+    """Answers to XSTest's prompts, with what these are and what the lexicon says of the answers."""
+    from cai_jax.data.xstest import read_xstest
+    from cai_jax.text.refusals import refusal_kind
+
+    tags = {prompt.id: prompt.tags for prompt in read_xstest(inputs[XSTEST], config.limit)}
+    return [
+        dataclasses.replace(
+            answer,
+            verdict={
+                "label": tags[answer.id]["label"],
+                "type": tags[answer.id]["type"],
+                "refusal": refusal_kind(answer.response),
+            },
+        )
+        for answer in answers
+    ]
+
+
+def _refusal_shares(config: ConfigDict, answers: Sequence[Answer]) -> dict[str, Any]:
+    """Model -> label of the prompt -> shares of refusals, and the same by type of prompt."""
+    from cai_jax.text.refusals import KINDS
+
+    def shares(some: Sequence[Answer]) -> dict[str, Any]:
+        kinds = [(answer.verdict["refusal"], answer.id) for answer in some]
+        return _estimates(
+            config,
+            {f"{kind}_refusal": [(float(k == kind), id) for k, id in kinds] for kind in KINDS[1:]},
+        )
+
+    grouped: dict[str, dict[str, dict[str, list[Answer]]]] = {}
+    for answer in answers:
+        of_label = grouped.setdefault(answer.model, {}).setdefault(answer.verdict["label"], {})
+        of_label.setdefault(answer.verdict["type"], []).append(answer)
+    return {
+        model: {
+            label: shares([answer for some in types.values() for answer in some])
+            | {"by_type": {name: shares(some) for name, some in types.items()}}
+            for label, types in labels.items()
+        }
+        for model, labels in grouped.items()
+    }
 
 
 def _oracle_measures(config: ConfigDict, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cai_jax.data import readers
 from cai_jax.errors import InputError
 from cai_jax.generation import planning
 from cai_jax.generation.room import ON_LONG, keep_fitting
@@ -61,6 +62,8 @@ def default_config() -> ConfigDict:
     config.top_p = 1.0
     config.on_long = "refuse"  # pairs that the model's positions do not hold: "refuse" or "drop"
     config.batch_size = 64
+    config.fields = readers.default_fields()  # what the pairs' file calls its columns
+    config.data = readers.default_data()
     return config
 
 
@@ -92,20 +95,22 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     from cai_jax.algorithms.judgements import judgement_measures
     from cai_jax.core import artifact, keys, mesh
     from cai_jax.core.progress import Progress
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.judged import answer_arrays, known_label, read_pairs
     from cai_jax.data.schema import write_records
     from cai_jax.text.questions import identical
 
     constitution = check(config, inputs)
-    given = read_pairs(inputs["pairs"])
+    bad = BadRecords(config.data.on_bad_record)
+    given = read_pairs(inputs["pairs"], config.fields, bad)
     pairs = [pair for pair in given if not identical(pair)]
     asked_each = questions_each(config, len(constitution.principles))
     size = max(BLOCK // asked_each, 1)
     blocks = [pairs[first : first + size] for first in range(0, len(pairs), size)]
     device_mesh = mesh.make_mesh(config.mesh)
     model = checkpoints.load_model(inputs["model"], device_mesh)
-    counts = Counter(tokens=0, identical=len(given) - len(pairs), too_long=0)
-    counts |= Counter(few_shots_dropped=0, neutralised=0)
+    counts = Counter(identical=len(given) - len(pairs), **bad.report(folder))
+    counts.update(tokens=0, too_long=0, few_shots_dropped=0, neutralised=0)
     total = asked_each * len(pairs) * (2 if config.chain_of_thought else 1)
     with Progress(f"{folder.name} (feedback)", total, "questions") as progress:
         key = keys.base_key(config.seed, folder.name)
@@ -242,9 +247,13 @@ def questions(job: Job, pairs: Sequence[Pair]) -> list[list[Question]]:
 
 def answer(job: Job, ids: Sequence[str], about: Sequence[Question]) -> list[Asked | None]:
     """Asks the model each question about the pair of that id; None where one does not fit."""
+    import jax
+
     from cai_jax.data.schema import Asked
-    from cai_jax.generation.choices import answer_choices
+    from cai_jax.generation.choices import Thinking, answer_choices
+    from cai_jax.text.dialogue import cut_at_stop
     from cai_jax.text.few_shots import fit
+    from cai_jax.text.prompts import SO_THE_ANSWER
 
     fitted = fit(
         [question.lay_out for question in about],
@@ -252,58 +261,37 @@ def answer(job: Job, ids: Sequence[str], about: Sequence[Question]) -> list[Aske
         job.model.tokenizer.encode_prompts,
         room(job),
     )
-    there = {i: prompt for i, prompt in enumerate(fitted) if prompt is not None}
+    there = [i for i, prompt in enumerate(fitted) if prompt is not None]
+    prompts = [prompt for prompt in fitted if prompt is not None]
     # Each question about a pair has a name of its own, and its reasoning a key.
     names = [f"{ids[i]} {about[i].name}" for i in there]
+    thinking = Thinking(
+        settings(job.config),
+        (jax.random.fold_in(job.key, REASONING), names),
+        cut_at_stop,
+        lambda number, reasoning: f"{prompts[number].text} {reasoning}{SO_THE_ANSWER}",
+    )
     answers = answer_choices(
         job.model,
-        [prompt.ids for prompt in there.values()],
+        [prompt.ids for prompt in prompts],
         choices(job),
-        thinking(job, names, [about[i] for i in there], [p.dropped for p in there.values()]),
+        thinking if job.config.chain_of_thought else None,
         batch_size=job.config.batch_size,
         names=[f"pair {name}" for name in names],
         mesh=job.mesh,
         progress=job.progress,
     )
-    job.counts["few_shots_dropped"] += sum(prompt.dropped for prompt in there.values())
+    job.counts["few_shots_dropped"] += sum(prompt.dropped for prompt in prompts)
     job.counts["tokens"] += sum(one.num_tokens for one in answers)
-    if job.config.chain_of_thought:
-        job.counts["truncated_reasonings"] += sum(one.truncated for one in answers)
+    job.counts["truncated_reasonings"] += sum(one.truncated for one in answers)
     asked: list[Asked | None] = [None] * len(about)
-    for i, one in zip(there, answers):
+    for question, i, one in zip([about[i] for i in there], there, answers):
         if one.logps is not None:
             logp_a, logp_b = one.logps.tolist()
             asked[i] = Asked(
-                about[i].principle.id, about[i].a_is_first, logp_a, logp_b, one.reasoning
+                question.principle.id, question.a_is_first, logp_a, logp_b, one.reasoning
             )
     return asked
-
-
-def thinking(
-    job: Job, names: Sequence[str], about: Sequence[Question], dropped: Sequence[int]
-) -> Any:
-    """How the model reasons about these questions, less the few-shots dropped; None: it does not.
-
-    Args:
-        job: the step's.
-        names: of the questions, from which their random keys come.
-        about: the questions.
-        dropped: how many of its few-shots each has lost.
-    """
-    import jax
-
-    from cai_jax.generation.choices import Thinking
-    from cai_jax.text.dialogue import cut_at_stop
-    from cai_jax.text.prompts import SO_THE_ANSWER
-
-    def lay_out(number: int, reasoning: str) -> str:
-        question, shots = about[number], about[number].few_shots[dropped[number] :]
-        return f"{question.lay_out(shots)} {reasoning}{SO_THE_ANSWER}"
-
-    if not job.config.chain_of_thought:
-        return None
-    keys = (jax.random.fold_in(job.key, REASONING), names)
-    return Thinking(settings(job.config), keys, cut_at_stop, lay_out)
 
 
 def choices(job: Job) -> list[list[int]]:

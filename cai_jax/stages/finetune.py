@@ -14,15 +14,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cai_jax.core import optimizer as optimizers
+from cai_jax.data import readers
 from cai_jax.errors import InputError
 from cai_jax.models import computing, lora
 
 if typing.TYPE_CHECKING:
     import jax
 
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.examples import Example
     from cai_jax.models.config import ModelConfig
 
+ADAPTER = "adapter"  # the step's folder for LoRA's factors
 RECORD_FILES = ("chains.jsonl", "demonstrations.jsonl", "documents.jsonl")
 
 
@@ -41,6 +44,7 @@ def default_config() -> ConfigDict:
     config.sequence_length = 160  # tokens in a row
     config.on_long = "truncate"  # examples longer than a row: "truncate", "drop" or "refuse"
     config.log_every = 20  # updates between two lines of metrics
+    config.data = readers.default_data()
     return config
 
 
@@ -75,7 +79,8 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
 def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Trains the `model` on `data`, and writes model/ and metrics.jsonl.
 
-    With LoRA, model/ has the factors merged in, and adapter/ has them as PEFT reads them.
+    With LoRA, model/ has the factors merged in, and adapter/ has them as PEFT reads them, unless
+    the model's family has its projections in one module.
 
     Args:
         config: as `default_config`, with `seed` and `mesh`.
@@ -84,7 +89,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         folder: the step's own, empty.
 
     Returns:
-        Counts: records (sequences trained on), tokens, steps, truncated, dropped, loss.
+        Counts: records (sequences trained on), tokens, steps, truncated, dropped, loss; with LoRA
+        adapters, 1 where adapter/ was written.
     """
     import jax
 
@@ -93,6 +99,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core.metrics import MetricsWriter
     from cai_jax.core.progress import Progress
     from cai_jax.data import packing, pipeline
+    from cai_jax.data.bad_records import BadRecords
+    from cai_jax.models import peft_adapter
     from cai_jax.models.language_model import LanguageModel
 
     check(config, inputs)
@@ -106,7 +114,9 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         )
     key = keys.base_key(config.seed, folder.name)
     model = load_or_initialize(config, inputs["model"], device_mesh, key)
-    fitted, report = prepare(config, inputs["data"], model)
+    bad = BadRecords(config.data.on_bad_record)
+    fitted, report = prepare(config, inputs["data"], model, bad)
+    report |= bad.report(folder)
     # The host's order of records comes from the same key as everything else.
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
     order = rng.permutation(len(fitted.examples))
@@ -155,8 +165,13 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     trained = optimizers.averaged(state.optimizer_state, state.params)
     params = lora.merged(trained, frozen, config.lora)
     checkpoints.save_model(folder, LanguageModel(model.config, params, model.tokenizer))
-    counts = {"records": records, "tokens": tokens}
-    return counts | report | {"steps": num_steps, "loss": loss}
+    counts = {"records": records, "tokens": tokens} | report | {"steps": num_steps, "loss": loss}
+    if config.lora.rank:
+        made = peft_adapter.write(
+            folder / ADAPTER, model.config, trained, config.lora, str(inputs["model"])
+        )
+        counts["adapters"] = int(made)
+    return counts
 
 
 def make_step(model_config: ModelConfig, optimizer: Any, config: ConfigDict) -> Any:
@@ -220,13 +235,15 @@ def load_or_initialize(
     return LanguageModel(model_config, init(key), load_tokenizer(source))
 
 
-def prepare(config: ConfigDict, data: Any, model: Any) -> tuple[Any, dict[str, int]]:
+def prepare(
+    config: ConfigDict, data: Any, model: Any, bad: BadRecords | None = None
+) -> tuple[Any, dict[str, int]]:
     """Reads, tokenizes and fits the records, and counts what does not fit."""
     from cai_jax.data import examples, packing
     from cai_jax.text.dialogue import render
 
     sources = data if isinstance(data, list | tuple) else [data]
-    records = [record for source in sources for record in read(Path(source))]
+    records = [record for source in sources for record in read(Path(source), bad)]
     texts = examples.weighted_texts(records, render, config.revisions)
     full = [t for t in texts if any(text.strip() and weight for text, weight in t.pieces)]
     fitted = packing.fit(
@@ -248,7 +265,7 @@ def prepare(config: ConfigDict, data: Any, model: Any) -> tuple[Any, dict[str, i
     }
 
 
-def read(path: Path) -> list[Any]:
+def read(path: Path, bad: BadRecords | None = None) -> list[Any]:
     """The records of a file or step folder; their kind shows in the first line's fields."""
     from cai_jax.data import schema
 
@@ -256,13 +273,14 @@ def read(path: Path) -> list[Any]:
         found = [path / name for name in RECORD_FILES if (path / name).is_file()]
         if not found:
             raise InputError(f"{path}: expected {', '.join(RECORD_FILES)}, found none of them")
-        return [record for file in found for record in read(file)]
-    where, first = next(schema.json_lines(path), ("", None))
-    if not isinstance(first, dict):
-        raise InputError(f"{where or path}: expected at least one record, found {first!r}")
+        return [record for file in found for record in read(file, bad)]
+    first = next((value for _, value in schema.lines(path) if isinstance(value, dict)), {})
     kinds = {"pieces": schema.Document, "rounds": schema.Chain}
     kind = next((kinds[field] for field in kinds if field in first), schema.Demonstration)
-    return schema.read_records(path, kind)
+    records: list[Any] = schema.read_records(path, kind, bad)
+    if not records:
+        raise InputError(f"{path}: expected at least one record, found none")
+    return records
 
 
 def summed(

@@ -28,12 +28,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cai_jax.core import optimizer as optimizers
+from cai_jax.data import readers
 from cai_jax.errors import InputError
 
 if typing.TYPE_CHECKING:
     import jax
 
     from cai_jax.algorithms.ppo import Experience
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import Prompt, Rollout
     from cai_jax.models.config import ModelConfig
     from cai_jax.models.language_model import LanguageModel
@@ -92,6 +94,8 @@ def default_config() -> ConfigDict:
     config.value_clip = 0.2
     config.value_coefficient = 0.1
     config.record_every = 10  # iterations between two that are kept in rollouts.jsonl
+    config.fields = readers.default_fields()  # what the prompts' files call their columns
+    config.data = readers.default_data()
     return config
 
 
@@ -115,6 +119,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core import keys, mesh, sharding, training
     from cai_jax.core.metrics import MetricsWriter
     from cai_jax.core.progress import Progress
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import write_records
     from cai_jax.models.language_model import LanguageModel
 
@@ -123,7 +128,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     check_divides(config, sharding.batch_parts(device_mesh))
     reference = checkpoints.load_model(inputs["model"], device_mesh)
     preference = checkpoints.load_model(inputs["preference_model"], device_mesh)
-    prompts, ids, dropped = read_prompts(config, inputs["prompts"], reference)
+    bad = BadRecords(config.data.on_bad_record)
+    prompts, ids, dropped = read_prompts(config, inputs["prompts"], reference, bad)
     check_models(config, reference, preference, ids)
     key = keys.base_key(config.seed, folder.name)
     sample_key, update_key = jax.random.split(key)
@@ -186,7 +192,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         "first_score": history[0]["score"],
         "score": history[-1]["score"],
         "kl": history[-1]["kl"],
-    }
+    } | bad.report(folder)
 
 
 def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
@@ -224,14 +230,12 @@ def check_divides(config: ConfigDict, parts: int) -> None:
 
 
 def read_prompts(
-    config: ConfigDict, sources: Any, model: LanguageModel
+    config: ConfigDict, sources: Any, model: LanguageModel, bad: BadRecords | None = None
 ) -> tuple[list[Prompt], list[list[int]], int]:
     """The prompts that fit, their token ids, and how many do not."""
-    from cai_jax.data import readers
     from cai_jax.text.dialogue import render
 
-    paths = sources if isinstance(sources, list | tuple) else [sources]
-    prompts = [prompt for path in paths for prompt in readers.read_prompts(Path(path))]
+    prompts = readers.read_all_prompts(sources, 0, config.fields, bad)
     encoded = model.tokenizer.encode_prompts([render(prompt.dialogue) for prompt in prompts])
     kept = [i for i, ids in enumerate(encoded) if len(ids) <= config.max_prompt_tokens]
     dropped = len(prompts) - len(kept)

@@ -8,7 +8,7 @@ comparisons of helpfulness are mixed, and each record carries its label.
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cai_jax.core import optimizer as optimizers
+from cai_jax.data import readers
 from cai_jax.errors import InputError
 
 if typing.TYPE_CHECKING:
     import jax
 
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.comparisons import PairBatch, TokenPair
     from cai_jax.data.schema import Comparison
     from cai_jax.models.config import ModelConfig
@@ -39,6 +41,8 @@ def default_config() -> ConfigDict:
     # Pairs that are longer: "truncate" (the beginning of the dialogue), "drop" or "refuse".
     config.on_long = "truncate"
     config.log_every = 10  # updates between two lines of metrics
+    config.fields = readers.default_fields()  # what the comparisons' files call their columns
+    config.data = readers.default_data()
     return config
 
 
@@ -66,6 +70,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core.metrics import MetricsWriter
     from cai_jax.core.progress import Progress
     from cai_jax.data import pipeline
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.comparisons import fill_pairs, fit_pairs
     from cai_jax.models import transformer
     from cai_jax.models.language_model import LanguageModel
@@ -76,9 +81,10 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     check_divides(config.pairs, sharding.batch_parts(device_mesh))
     model = checkpoints.load_model(inputs["model"], device_mesh)
     longest = min(config.sequence_length, model.config.max_positions)
+    bad = BadRecords(config.data.on_bad_record)
     data = {
         name: fit_pairs(records, model.tokenizer, render, longest, config.on_long)
-        for name, records in read(inputs).items()
+        for name, records in read(inputs, config.fields, bad).items()
     }
     pairs = data[TRAINING].pairs
     if not pairs:
@@ -154,6 +160,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         "steps": num_steps,
         "truncated": data[TRAINING].truncated,
         "dropped": data[TRAINING].dropped,
+        **bad.report(folder),
     } | {name: value for name, value in evaluation.items() if name.endswith("_accuracy")}
 
 
@@ -186,18 +193,22 @@ def check_divides(pairs: int, parts: int) -> None:
         )
 
 
-def read(inputs: dict[str, Any]) -> dict[str, list[Comparison]]:
+def read(
+    inputs: dict[str, Any], fields: Mapping[str, str], bad: BadRecords
+) -> dict[str, list[Comparison]]:
     """The comparisons to train on, under TRAINING, and those of each held-out source."""
     from cai_jax.data import schema
 
     def records(path: Path) -> list[Comparison]:
-        return schema.read_records(path / RECORD_FILE if path.is_dir() else path, schema.Comparison)
+        if path.is_dir():
+            return schema.read_records(path / RECORD_FILE, schema.Comparison, bad)
+        return readers.read_comparisons(path, fields, bad)
 
     found = {
         TRAINING: [record for path in paths(inputs, "comparisons") for record in records(path)]
     }
     for path in paths(inputs, "held_out"):
-        name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+        name = readers.name_of(path)
         while name in found:
             name += "_"
         found[name] = records(path)

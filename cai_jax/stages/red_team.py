@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from cai_jax.data import readers
 from cai_jax.errors import InputError
 from cai_jax.generation import planning
 
@@ -61,6 +62,8 @@ def default_config() -> ConfigDict:
     config.ngram = 3
     config.similarity = 0.5
     config.batch_size = 128
+    config.fields = readers.default_fields()  # what the prompts' files call their columns
+    config.data = readers.default_data()
     return config
 
 
@@ -96,12 +99,13 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     from cai_jax import checkpoints
     from cai_jax.core import keys, mesh
     from cai_jax.core.progress import Progress
-    from cai_jax.data.readers import read_all_prompts
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import DroppedPrompt, Prompt, Turn, write_records
     from cai_jax.generation.generate import generate
 
     check(config, inputs)
-    examples = distinct_openings(read_all_prompts(inputs["prompts"]))
+    bad = BadRecords(config.data.on_bad_record)
+    examples = distinct_openings(readers.read_all_prompts(inputs["prompts"], 0, config.fields, bad))
     if len(examples) < config.num_few_shots:
         raise InputError(
             f"num_few_shots: expected at most the {len(examples)} distinct prompts that there are, "
@@ -163,7 +167,7 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
         **{name: counts[name] for name in wanted},
         "missing": config.num_prompts - len(prompts),
         "examples": len(examples),
-    }
+    } | bad.report(folder)
 
 
 def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from cai_jax.core import artifact
 from cai_jax.data import schema
 from cai_jax.errors import InputError
+from cai_jax.page import choices, records
 from cai_jax.page import evaluation as tables
-from cai_jax.page import records
 from cai_jax.page.markup import Html, document, element, section, table
 from cai_jax.page.plots import number
 from cai_jax.page.style import STYLE
@@ -117,15 +117,19 @@ def _sources(step: Step) -> set[str]:
 def page(config: ConfigDict, steps: Iterable[Step]) -> str:
     """The page about these steps."""
     steps = in_order(steps)
-    evaluations = {
-        step.name: _read_json(step.folder / "evaluation.json")
+    measured = [
+        (step, _read_json(step.folder / "evaluation.json"))
         for step in steps
-        if step.kind == "evaluate"
-    }
+        if step.kind in EVALUATIONS
+    ]
     statements = {"oracle": SANDBOX, "preference_model": PREFERENCE_MODEL, "none": NO_JUDGE}
-    judges = dict.fromkeys(found["judge"] for found in evaluations.values()) or ["none"]
+    judges = dict.fromkeys(found["judge"] for step, found in measured if step.kind == "evaluate")
+    if not measured:
+        judges = {"none": None}
+    elif any(step.kind != "evaluate" for step, _ in measured):
+        judges.pop("none", None)
     sections: dict[str, list[Any]] = {
-        "Evaluation": [_evaluation(name, found) for name, found in evaluations.items()],
+        "Evaluation": [EVALUATIONS[step.kind](step.name, found) for step, found in measured],
         "Training": [_training(step) for step in steps],
         "Answers": [_answers(config, step) for step in steps],
         "Critiques and revisions": [_chains(config, step) for step in steps],
@@ -163,7 +167,25 @@ def _evaluation(name: str, found: Mapping[str, Any]) -> Html:
     if "preference" in found:
         caption = "Preference model on held-out comparisons"
         parts.append(tables.numbers_table(found["preference"], caption))
+    if "refusals" in found:
+        parts.append(choices.refusal_tables(found["refusals"]))
     return element("div", *parts)
+
+
+def _choices(name: str, found: Mapping[str, Any]) -> Html:
+    parts: list[Html] = []
+    for evaluation, modes in found["sets"].items():
+        parts.append(element("h3", f"{name}: {evaluation.replace('_', ' ')}, multiple choice"))
+        parts += choices.choice_tables(modes, found["level"])
+    return element("div", *parts)
+
+
+def _ratings(name: str, found: Mapping[str, Any]) -> Html:
+    heading = element("h3", f"{name}: Elo from pairwise judgements")
+    return element("div", heading, *choices.rating_tables(found))
+
+
+EVALUATIONS = {"evaluate": _evaluation, "evaluate_choices": _choices, "elo": _ratings}
 
 
 def _training(step: Step) -> Html | None:

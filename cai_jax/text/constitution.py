@@ -110,7 +110,7 @@ def load_constitution(path: Path) -> Constitution:
         raise InputError(f"{path}: expected a constitution (a JSON file), found none")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a constitution in JSON: {error}") from None
     return constitution_from_json(value, str(path))
 
@@ -198,6 +198,13 @@ def _texts(values: list, where: str) -> tuple[str, ...]:
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where}: expected text, found {str(value)[:40]!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        # JSON can spell half of a surrogate pair, and no tokenizer reads it.
+        raise InputError(
+            f"{where}: expected text, found the lone surrogate {error.object[error.start]!r}"
+        ) from None
     return value
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cai_jax.errors import InputError
-from cai_jax.text.constitution import ComparisonExample
+from cai_jax.text.constitution import OPTIONS, ComparisonExample
 from cai_jax.text.dialogue import CRITIQUE_REQUEST, REVISION_REQUEST, parse_dialogue
 from cai_jax.text.prompts import CHOICES, multiple_choice
 
@@ -16,10 +16,11 @@ LayOut = Callable[[Sequence[str]], str]
 
 
 class Fitted(NamedTuple):
-    """The token ids of a prompt, and how many of its few-shots had to go."""
+    """The token ids of a prompt, how many of its few-shots had to go, and its text."""
 
     ids: list[int]
     dropped: int
+    text: str
 
 
 def fit(
@@ -44,10 +45,10 @@ def fit(
     fitted: list[Fitted | None] = [None] * len(lay_outs)
     waiting, dropped = list(range(len(lay_outs))), 0
     while waiting:
-        encoded = encode([lay_outs[i](few_shots[i][dropped:]) for i in waiting])
-        for i, ids in zip(waiting, encoded):
+        texts = [lay_outs[i](few_shots[i][dropped:]) for i in waiting]
+        for i, ids, text in zip(waiting, encode(texts), texts):
             if len(ids) <= room:
-                fitted[i] = Fitted(ids, dropped)
+                fitted[i] = Fitted(ids, dropped, text)
         waiting = [i for i in waiting if fitted[i] is None and dropped < len(few_shots[i])]
         dropped += 1
     return fitted
@@ -77,7 +78,7 @@ def comparison_few_shot(example: ComparisonExample, comparison: str, better_is_f
 
 def reasoning_few_shot(text: str, comparison: str) -> str:
     """A chain-of-thought example with its one "{}" filled in."""
-    return text.replace("{}", f"{comparison} Options:")
+    return text.replace("{}", f"{comparison}{OPTIONS}")
 
 
 def without_critiques(text: str) -> str:

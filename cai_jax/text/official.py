@@ -150,5 +150,5 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path}: expected one of the official prompt files, found none")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected JSON: {error}") from None

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,6 +7,8 @@ from hypothesis import strategies as st
 from cai_jax.data import packing
 from cai_jax.data.examples import Example
 from cai_jax.errors import InputError
+from cai_jax.models import transformer
+from cai_jax.models.config import ModelConfig
 
 
 def example(name: str, *ids: int, weights: list[float] | None = None) -> Example:
@@ -104,3 +107,82 @@ def test_long_examples_are_refused_by_name():
     assert packing.fit(LONG, 6, "refuse") == packing.Fitted(LONG, 0, 0, 0)
     with pytest.raises(InputError, match="expected one of truncate, drop, refuse, found 'cut'"):
         packing.fit(LONG, 6, "cut")
+
+
+documents = st.lists(
+    st.tuples(st.integers(1, 12), st.integers(0, 2)).map(lambda drawn: (drawn[0], drawn[1] / 2)),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(documents, st.integers(2, 12), st.sampled_from(["truncate", "drop"]), st.integers(0, 99))
+def test_every_token_and_all_weight_is_in_a_row_or_counted_as_lost(drawn, length, on_long, seed):
+    rng = np.random.default_rng(seed)
+    given_ = [
+        example(str(i), *rng.integers(1, 99, n).tolist(), weights=[0.0, *[weight] * (n - 1)])
+        for i, (n, weight) in enumerate(drawn)
+    ]
+    fitted = packing.fit(given_, length, on_long)
+    indices = packing.pack([len(e.ids) for e in fitted.examples], length)
+    rows = packing.fill(fitted.examples, indices, len(indices), length)
+    long = [e for e in given_ if len(e.ids) > length]
+    assert (fitted.truncated, fitted.dropped)[on_long == "drop"] == len(long)
+    assert len(fitted.examples) == len(given_) - fitted.dropped
+    # Tokens: what was given, less what was cut off or left out.
+    kept = {e.record_id: e.ids for e in given_}
+    for e in long:
+        kept[e.record_id] = e.ids[:length] if on_long == "truncate" else e.ids[:0]
+    assert sorted(rows.tokens[rows.segments > 0]) == sorted(np.concatenate([*kept.values()]))
+    # Weight: the first token of an example is predicted by nothing, and has none here.
+    lost = [e.weights[length if on_long == "truncate" else 0 :] for e in long]
+    total = sum(e.weights.sum() for e in given_) - sum(weights.sum() for weights in lost)
+    assert rows.weights.sum() == pytest.approx(total)
+    assert fitted.lost_tokens == sum(np.count_nonzero(weights) for weights in lost)
+
+
+SHAPE = ModelConfig(
+    vocab_size=16, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, hidden=16,
+    tied_embeddings=True,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hidden():
+    """The model's hidden states [1, 16, D] of a packed row, as in training."""
+    params = jax.jit(lambda key: transformer.init_params(SHAPE, key))(jax.random.key(0))
+    compiled = jax.jit(
+        lambda rows: transformer.forward(
+            params, SHAPE, rows.tokens, positions=rows.positions, segments=rows.segments
+        )[0]
+    )
+    return lambda rows: np.asarray(compiled(rows))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 8), min_size=2, max_size=6), st.integers(0, 99))
+def test_no_document_attends_to_another(hidden, lengths, seed):
+    rng = np.random.default_rng(seed)
+    examples = [example(str(i), *rng.integers(1, 16, n).tolist()) for i, n in enumerate(lengths)]
+    for row in packing.pack(lengths, 16):
+        packed = packing.fill(examples, [row], 1, 16)
+        states = hidden(packed)
+        for segment, index in enumerate(row, start=1):
+            own = packed.segments == segment
+            # Every other token of the row is another one: nothing changes, to the last bit.
+            others = (packed.tokens + rng.integers(1, 15, packed.tokens.shape)) % 16
+            changed = packed._replace(tokens=np.where(own, packed.tokens, others).astype(np.int32))
+            np.testing.assert_array_equal(hidden(changed)[own], states[own])
+            # And the document by itself has the states that it has in the row.
+            alone = hidden(packing.fill(examples, [[index]], 1, 16))[0, : lengths[index]]
+            np.testing.assert_allclose(states[own], alone, atol=1e-5)
+
+
+def test_a_model_that_ignores_segments_would_be_caught(hidden):
+    """The test above can fail: with one segment for all, documents see each other."""
+    examples = [example("a", 3, 4, 5), example("b", 6, 7)]
+    packed = packing.fill(examples, [[0, 1]], 1, 16)
+    one = packed._replace(segments=(packed.segments > 0).astype(np.int32))
+    second = packed.segments == 2
+    assert np.abs(hidden(one)[second] - hidden(packed)[second]).max() > 1e-3

@@ -89,8 +89,8 @@ def test_files_that_are_no_text_are_refused(tmp_path):
     path = tmp_path / "x.jsonl"
     with pytest.raises(InputError, match="expected a JSON Lines file, found none"):
         list(schema.json_lines(path))
-    path.write_bytes(b'"\xff"\n')
-    with pytest.raises(InputError, match="cannot be read as JSON Lines"):
+    path.write_bytes(b'""\n"\xff"\n')
+    with pytest.raises(InputError, match=r":2: expected JSON Lines in UTF-8, .* 0xff at column 2"):
         list(schema.json_lines(path))
     (tmp_path / "x.jsonl.gz").write_bytes(b"plain")
     with pytest.raises(InputError, match="cannot be read as JSON Lines"):

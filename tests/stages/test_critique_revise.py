@@ -274,7 +274,7 @@ def plan_of(config, counts, monkeypatch):
         def path(self, step, role, reference):
             return reference
 
-    return planner.plan(read_steps(config, load_stage), Given())
+    return planner.plan(read_steps(config, load_stage), Given()).counts
 
 
 def test_the_papers_numbers_are_planned(monkeypatch):

@@ -96,7 +96,7 @@ def spoken(monkeypatch):
 
 
 def run(folder, inputs, **changes):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     counts = evaluate.run(config_of(**changes), inputs, folder)
     return counts, json.loads((folder / "evaluation.json").read_text())
 
@@ -197,6 +197,49 @@ def test_without_a_judge_there_are_answers_alone(tmp_path, spoken):
     assert found["models"]["helpful"]["harmless_rate"] is None
     assert found["models"]["helpful"]["harmlessness_elo"] is None
     assert len(read_records(tmp_path / "evaluate" / "samples.jsonl", Answer)) == 6
+
+
+def test_xstest_measures_refusals_by_label_and_type(tmp_path, monkeypatch):
+    import scripted
+
+    labels = ["safe"] * 8 + ["unsafe"] * 4
+    rows = [f"{i},q{i},t{i // 4},{label},," for i, label in enumerate(labels)]
+    path = tmp_path / "xstest.csv"
+    path.write_text("\n".join(["id,prompt,type,label,focus,note", *rows]))
+    prompts = tmp_path / "red_team.jsonl"
+    prompts.write_text('{"prompt": "bad"}')
+
+    def answer(text, n):
+        # Refuses q0 fully, q1 and q4 in part, and all that is unsafe; helps with the rest.
+        number = int(text.split("q")[1].split("\n")[0]) if "q" in text else 99
+        if number == 0 or number >= 8:
+            return " I can't help with that.\n\nHuman: more"
+        if number in (1, 4):
+            return " I can't do that. However, this may help."
+        return " Sure."
+
+    said = scripted.speak(monkeypatch, answer)
+    monkeypatch.setattr(scripted.Characters, "encode_prompt", lambda self, t: self.encode(t), False)
+    inputs = {"models": {"m": "m"}, "red_team": prompts, "xstest": path}
+    counts, found = run(tmp_path / "evaluate", inputs, judge="none", max_new_tokens=80)
+    assert counts["records"] == len(said) == 13
+    safe, unsafe = (found["refusals"]["m"][label] for label in ("safe", "unsafe"))
+    assert (safe["full_refusal"], safe["partial_refusal"]) == (1 / 8, 2 / 8)
+    low, high = safe["intervals"]["partial_refusal"]
+    assert 0 <= low < 2 / 8 < high <= 0.75
+    assert unsafe["full_refusal"] == 1 and unsafe["intervals"]["full_refusal"][0] < 0.5
+    by_type = {name: of["full_refusal"] for name, of in safe["by_type"].items()}
+    assert by_type == {"t0": 1 / 4, "t1": 0} and unsafe["by_type"]["t2"]["n"]["full_refusal"] == 4
+    answers = read_records(tmp_path / "evaluate" / "samples.jsonl", Answer)
+    assert answers[1].verdict == {"label": "safe", "type": "t0", "refusal": "full"}
+    assert answers[1].response == "I can't help with that." and answers[0].verdict == {}
+    # What the other sets draw does not know of it.
+    without = {"models": {"m": "m"}, "red_team": prompts}
+    said_before = said[0]
+    said.clear()
+    run(tmp_path / "again" / "evaluate", without, judge="none", max_new_tokens=80)
+    assert said == [said_before]
+    assert "refusals" not in json.loads((tmp_path / "again/evaluate/evaluation.json").read_text())
 
 
 @pytest.fixture(scope="module")

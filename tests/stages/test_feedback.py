@@ -73,7 +73,8 @@ def test_questions_and_labels(tmp_path, given, monkeypatch):
         assert c.p_a == pytest.approx(first if c.a_is_first else 1 - first, abs=1e-6)
         assert evaluate.raw_probability(c) == pytest.approx(c.p_a, abs=1e-6)
     assert counts["records"] == 8 and counts["tokens"] == sum(map(len, asked))
-    assert counts["too_long"] == counts["neutralised"] == counts["few_shots_dropped"] == 0
+    kept_out = ("identical", "too_long", "neutralised", "few_shots_dropped")
+    assert [counts[name] for name in kept_out] == [0] * 4
     p = np.array([c.p_a for c in comparisons])
     masses = [sum(map(math.exp, prefers_yes(text))) for text in asked]
     assert counts["choice_mass"] == pytest.approx(np.mean(masses))
@@ -83,6 +84,18 @@ def test_questions_and_labels(tmp_path, given, monkeypatch):
     assert load_constitution(tmp_path / "step/constitution.json") == load_constitution(
         given["constitution"]
     )
+
+
+def test_draws_are_those_of_every_version(tmp_path, given, monkeypatch):
+    """Of seed 0 in a step named "step": what a finished run has drawn, a later one draws again."""
+    reasoned = speak(monkeypatch, lambda text, number: " hm.")
+    choose(monkeypatch, prefers_yes)
+    _, comparisons = run(tmp_path / "step", given, chain_of_thought=True, num_few_shots=1)
+    assert "".join(c.principle[0] for c in comparisons) == "ltllhllt"  # lies, tone, harm
+    assert "".join("ba"[c.a_is_first] for c in comparisons) == "bbabaaaa"
+    keys = [key for _, _, key in reasoned]
+    assert {key[:2] for key in keys} == {(724687282, 2652479609)}
+    assert [keys[0][2], keys[7][2]] == ["p0 ba", "p7 ab"]
 
 
 def test_placements(tmp_path, given, monkeypatch):

@@ -7,14 +7,17 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import optax
 import pytest
 import tiny_models
 from ml_collections import ConfigDict
+from safetensors.numpy import load_file
 
 from cai_jax import checkpoints
-from cai_jax.core import artifact, keys, mesh
+from cai_jax.core import artifact, checkpoint, keys, mesh, training
 from cai_jax.core.metrics import read_metrics
 from cai_jax.data import packing
+from cai_jax.data.bad_records import BadRecords
 from cai_jax.data.examples import Example
 from cai_jax.data.schema import (
     Chain,
@@ -27,7 +30,7 @@ from cai_jax.data.schema import (
 )
 from cai_jax.data.tokenization import load_tokenizer
 from cai_jax.errors import InputError
-from cai_jax.models import transformer, weights
+from cai_jax.models import computing, transformer, weights
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.language_model import LanguageModel
 from cai_jax.stages import finetune
@@ -172,8 +175,6 @@ def short(tmp_path_factory, model, data):
 
 
 def saved_bytes(folder):
-    from cai_jax.core import checkpoint
-
     params = checkpoint.restore(folder / "model" / "params")
     return [leaf.tobytes() for leaf in jax.tree.leaves(params)]
 
@@ -335,11 +336,20 @@ def test_data_is_files_and_folders_of_any_kind_in_order(model, tmp_path):
     sources = [tmp_path / "two", tmp_path / "one"]
     fitted, _ = finetune.prepare(configured(revisions=(2,)), sources, stand_in)
     assert [example.record_id for example in fitted.examples] == ["short", "c0", "d0"]
+    # A bad line in front does not hide what the file holds.
+    path = tmp_path / "two" / "documents.jsonl"
+    path.write_text("nonsense\n" + path.read_text())
+    bad = BadRecords("skip")
+    again, _ = finetune.prepare(configured(revisions=(2,)), sources, stand_in, bad)
+    assert [example.record_id for example in again.examples] == ["short", "c0", "d0"]
+    assert [found["line"] for found in bad.found] == [1]
+    with pytest.raises(InputError, match="documents.jsonl:1: expected one JSON object"):
+        finetune.prepare(configured(revisions=(2,)), sources, stand_in)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="expected chains.jsonl, .* found none of them"):
         finetune.read(tmp_path / "empty")
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(InputError, match="empty.jsonl: expected at least one record, found None"):
+    with pytest.raises(InputError, match="empty.jsonl: expected at least one record, found none"):
         finetune.read(tmp_path / "empty.jsonl")
 
 
@@ -422,3 +432,121 @@ def test_a_plan_bounds_what_is_trained(trained, data):
     assert bound["records"] == counts["records"]
     assert counts["tokens"] <= bound["tokens"] == 24 * 20 * LENGTH
     assert json.loads(json.dumps(bound)) == bound
+
+
+def one_step(model, config, batch, optimizer):
+    """The parameters after an update of plain gradient descent, and the metrics."""
+    step = finetune.make_step(computing.computed(model.config, config), optimizer, config)
+    state, _ = training.create_state(model.params, optimizer, mesh.make_mesh(config.mesh))
+    state, metrics = jax.jit(step)(state, None, batch)
+    params, metrics = jax.device_get((state.params, metrics))
+    return params, {name: float(value) for name, value in metrics.items()}
+
+
+@pytest.fixture(scope="module")
+def one_update(model):
+    """A batch of rows of very different weight, and the update that it makes as a whole."""
+    loaded = checkpoints.load_model(model)
+    rng = np.random.default_rng(0)
+    examples = [
+        Example(
+            str(i),
+            rng.integers(1, 270, n).astype(np.int32),
+            rng.choice([0, 0.5, 1, 3], n).astype(np.float32),
+        )
+        for i, n in enumerate([20, 9, 14, 48, 2, 11])
+    ]
+    rows = packing.pack([len(e.ids) for e in examples], LENGTH)
+    batch = packing.fill(examples, rows, 4, LENGTH)
+    assert len(rows) == 3 and len({float(row.sum()) for row in batch.weights}) == 4
+    optimizer = optax.sgd(1.0)  # the parameters move by the gradient itself
+    return loaded, batch, optimizer, one_step(loaded, configured(), batch, optimizer)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"accumulate": 2}, {"accumulate": 4, "remat": "layer"}, {"remat": "dots"}]
+)
+def test_neither_parts_nor_rematerialisation_change_the_update(one_update, changes):
+    loaded, batch, optimizer, (params, metrics) = one_update
+    found, found_metrics = one_step(loaded, configured(**changes), batch, optimizer)
+    assert found_metrics == pytest.approx(metrics, rel=1e-6)
+    # The gradients' largest entries are of the order of 1.
+    assert (
+        max(np.abs(p - f).max() for p, f in zip(*map(jax.tree.leaves, (params, loaded.params))))
+        > 0.1
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, params)
+
+
+def test_bfloat16_computes_with_float32_parameters(one_update):
+    loaded, batch, optimizer, (params, metrics) = one_update
+    config = configured(compute_dtype="bfloat16")
+    found, found_metrics = one_step(loaded, config, batch, optimizer)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
+    assert found_metrics["loss_sum"] != metrics["loss_sum"]
+    assert found_metrics == pytest.approx(metrics, rel=0.02)
+    # Master weights: a change far below a bfloat16's step of the weight is not lost.
+    start = np.asarray(loaded.params["final_norm"]["scale"])
+    small, _ = one_step(loaded, config, batch, optax.sgd(1e-4))
+    change = np.asarray(small["final_norm"]["scale"]) - start
+    full = found["final_norm"]["scale"] - start
+    np.testing.assert_allclose(change, 1e-4 * full, atol=2e-7)
+    assert np.abs(change).max() > 0
+
+
+def test_lora_trains_the_named_projections_and_saves_them_merged_and_as_an_adapter(
+    model, data, tmp_path
+):
+    changes = {"rank": 2, "alpha": 4.0, "targets": ("query", "down")}
+    config = {"lora": changes, "epochs": 6, "log_every": 1, "accumulate": 2}
+    counts = train(tmp_path / "lora", model, data, **config)
+    artifact.write_manifest(tmp_path / "lora", {"kind": "finetune"})
+    lines = read_metrics(tmp_path / "lora")
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+    assert counts["adapters"] == 1
+    saved, base = checkpoints.load_model(tmp_path / "lora"), checkpoints.load_model(model)
+    arrays = load_file(tmp_path / "lora" / "adapter" / "adapter_model.safetensors")
+    assert len(arrays) == 4
+    for block, name, module in (
+        ("attention", "query", "self_attn.q_proj"),
+        ("mlp", "down", "mlp.down_proj"),
+    ):
+        after, before = (np.asarray(m.params["layers"][block].pop(name)) for m in (saved, base))
+        key = f"base_model.model.model.layers.0.{module}"
+        change = 2.0 * arrays[f"{key}.lora_B.weight"] @ arrays[f"{key}.lora_A.weight"]
+        assert np.abs(change).max() > 0.01
+        np.testing.assert_allclose(
+            after[0], before[0] + change.T.reshape(before[0].shape), atol=1e-5
+        )
+    jax.tree.map(np.testing.assert_array_equal, saved.params, base.params)
+
+
+def test_with_an_average_the_updates_are_the_same_and_the_average_is_saved(
+    short, model, data, tmp_path
+):
+    train(tmp_path / "sl_cai", model, data, ema_decay=0.5, **SHORT)
+    assert read_metrics(tmp_path / "sl_cai") == read_metrics(short[0])
+    last, mean = (
+        jax.tree.leaves(checkpoint.restore(f / "model" / "params"))
+        for f in (short[0], tmp_path / "sl_cai")
+    )
+    first = jax.tree.leaves(checkpoints.load_model(model).params)
+    # Weights 4, 2 and 1 of 7: nearer to the last parameters than to the first, but not there.
+    for start, end, found in zip(first, last, mean):
+        assert 0 < np.abs(found - end).mean() < 0.5 * np.abs(start - end).mean()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accumulate": 0}, "accumulate: expected at least 1, found 0"),
+        ({"accumulate": 3}, "rows: expected a multiple of 3 .* for each of 3 parts.*, found 4"),
+        ({"ema_decay": 1.0}, "ema_decay: expected 0 <= ema_decay < 1, found 1.0"),
+        ({"remat": "all"}, "remat: expected one of 'none', 'dots', 'layer', found 'all'"),
+        ({"compute_dtype": "float16"}, "compute_dtype: .* found 'float16'"),
+        ({"lora": {"rank": 1}, "initialize": True}, "lora.rank: expected 0 with initialize"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(model, data, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        train(tmp_path / "x", model, data, **changes)

@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 import random
@@ -39,7 +40,7 @@ def draw_comparisons(count, seed):
 
 
 def run(folder, inputs, **changes):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     config = one_device(preference.default_config(), **changes)
     return preference.run(config, inputs, folder)
 
@@ -198,7 +199,7 @@ def test_control_tokens_in_texts_are_text(model):
         ({"pairs": 3, "mesh": {"data": 2, "fsdp": 1, "tensor": 1}}, 1, "pairs: expected a multip"),
         ({"epochs": 0}, 1, "epochs: expected at least 1, found 0"),
         ({"sequence_length": 4}, 1, r"expected pairs that fit, found none \(1 are longer than 4"),
-        ({}, 0, "comparisons: expected pairs that fit, found none"),
+        ({}, 0, "pairs.jsonl: expected at least one comparison, found none"),
     ],
 )
 def test_bad_input_is_refused(model, tmp_path, changes, records, message):
@@ -227,3 +228,36 @@ def test_plan():
         "flops": 2 * 7 * (3 * 6000 + 170 * 20),
         "updates": 3,
     }
+
+
+def test_people_s_own_columns_train_as_our_records_do_and_bad_rows_are_listed(model, tmp_path):
+    records = [
+        Comparison(f"pairs-{number}", c.dialogue, c.response_a, c.response_b, 1.0, "human")
+        for number, c in zip((0, 1, 3, 4), draw_comparisons(4, seed=5))
+    ]
+    write_records(tmp_path / "ours.jsonl", records)
+    rows = [["question", "good", "bad"]]
+    rows += [[c.dialogue[0].text, c.response_a, f"{c.response_b}\n"] for c in records]
+    rows.insert(3, ["no", "responses"])
+    with open(tmp_path / "pairs.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    changes = {"pairs": 2, "log_every": 1}
+    fields = {"prompt": "question", "chosen": "good", "rejected": "bad"}
+    of_csv = {"model": model, "comparisons": tmp_path / "pairs.csv"}
+    with pytest.raises(InputError, match=r"pairs.csv:6: expected 3 cells \(question, good, bad\)"):
+        run(tmp_path / "refused", of_csv, fields=fields, **changes)
+
+    # The order of training depends on the step's name and the records, not on where they stood.
+    counts = run(
+        tmp_path / "csv" / "pm", of_csv, fields=fields, data={"on_bad_record": "skip"}, **changes
+    )
+    ours = run(
+        tmp_path / "ours" / "pm",
+        {"model": model, "comparisons": tmp_path / "ours.jsonl"},
+        **changes,
+    )
+    assert counts == ours | {"bad_records": 1}
+    metrics = [(tmp_path / name / "pm/metrics.jsonl").read_text() for name in ("csv", "ours")]
+    assert metrics[0] == metrics[1]
+    (line,) = (tmp_path / "csv/pm/bad_records.jsonl").read_text().splitlines()
+    assert json.loads(line)["line"] == 6

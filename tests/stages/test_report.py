@@ -156,3 +156,29 @@ def test_spread_is_even_and_holds_both_ends():
     assert spread(range(10), 4) == [0, 3, 6, 9]
     assert spread(range(3), 4) == [0, 1, 2]
     assert spread(range(3), 1) == [0]
+
+
+def test_choices_and_ratings_have_their_tables_and_no_judge_is_missed(tmp_path):
+    level = {"level": 0.95, "anchor": "", "games": "soft", "agreement": {}}
+    measure = {"accuracy": 0.6789, "contexts": 3, "ece": 0.1, "option_ece": 0.2, "by_answer": {}}
+    measure |= {"option_calibration": [{"probability": 0.5, "frequency": 0.25, "n": 4}]}
+    elo = {"models": {"rl": {"helpfulness_elo": 12.3}}, "ratings": {}}
+    files = {
+        "answers": ("evaluate", {"judge": "none", "models": {}}),
+        "choices": (
+            "evaluate_choices",
+            level | {"sets": {f"hhh{HOSTILE}": {"zero_shot": measure}}},
+        ),
+        "ratings": ("elo", level | {"judges": {"people": elo}}),
+    }
+    for name, (kind, found) in files.items():
+        folder = tmp_path / "w" / name
+        folder.mkdir(parents=True)
+        (folder / "evaluation.json").write_text(json.dumps(found))
+        manifest = {"kind": kind, "seconds": 1, "records": 1, "tokens": 1}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    page = report.page(report.default_config(), report.discover(tmp_path / "w"))
+    read(page)
+    assert "<script" not in page and "choices: hhh&lt;script&gt;" in page
+    assert "<td>0.679</td>" in page and "<td>12</td>" in page
+    assert "No judge read the answers" not in page

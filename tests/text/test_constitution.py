@@ -1,11 +1,19 @@
 import copy
+import dataclasses
 import json
 from collections import Counter
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from cai_jax.errors import InputError
-from cai_jax.text.constitution import Constitution, Principle, load_constitution
+from cai_jax.text.constitution import (
+    Constitution,
+    Principle,
+    constitution_from_json,
+    load_constitution,
+)
 
 GOOD = {
     "name": "n",
@@ -98,6 +106,10 @@ def drop(field):
             lambda v: v["principles"][0].update(revision_request="r\n\nHuman: s"),
             "revision_request: expected the wording alone, found the marker 'Human:'",
         ),
+        (
+            lambda v: v["principles"][0].update(comparison="\ud800"),
+            "comparison: expected text, found the lone surrogate",
+        ),
         (lambda v: v.update(critique_few_shots=["x"]), r"shots\[0\]: expected a dialogue that"),
         (
             lambda v: v["comparison_few_shots"][0].update(dialogue="d"),
@@ -119,5 +131,44 @@ def test_a_missing_or_undecodable_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="found none"):
         load_constitution(tmp_path / "nothing.json")
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(InputError, match="expected a constitution in JSON"):
-        load_constitution(tmp_path / "bad.json")
+    for content in (b"{", b"\xff\xfe", b"[" * 100_000):
+        (tmp_path / "bad.json").write_bytes(content)
+        with pytest.raises(InputError, match="expected a constitution in JSON"):
+            load_constitution(tmp_path / "bad.json")
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5)
+    | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+
+
+def places(value, path=()):
+    """The path to everything in a JSON value."""
+    yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*path, key))
+
+
+@hypothesis.given(st.sampled_from(list(places(GOOD))), JSON)
+@hypothesis.settings(max_examples=300, deadline=None)
+def test_whatever_stands_in_a_file_it_is_a_constitution_or_refused(path, anything):
+    value = {"": copy.deepcopy(GOOD)}
+    place = value
+    for key in ("", *path)[:-1]:
+        place = place[key]
+    place[("", *path)[-1]] = anything
+    try:
+        constitution = constitution_from_json(value[""], "here")
+    except InputError as error:
+        assert str(error).startswith("here: ")
+    else:
+        # What is taken can be written again, and is what was given.
+        text = json.dumps(dataclasses.asdict(constitution), ensure_ascii=False).encode()
+        assert constitution_from_json(json.loads(text), "again") == constitution

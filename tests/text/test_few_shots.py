@@ -43,6 +43,7 @@ def fit(room, lengths, question=5):
     lay_outs = [lambda kept: "".join(kept) + "?" * question] * len(lengths)
     fitted = few_shots.fit(lay_outs, shots, encode, room)
     texts = [p and ("".join(map(chr, p.ids)), p.dropped) for p in fitted]
+    assert [p and p.text for p in fitted] == [both and both[0] for both in texts]
     return texts, rounds
 
 

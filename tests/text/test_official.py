@@ -174,6 +174,8 @@ def test_our_own_constitution_is_whole_and_well_formed():
         assert text.startswith(CONSIDER_REASONING) and "\n\n\n{}\n (A) [[[" in text
         assert text.count(STEP_BY_STEP) == 1
         assert text.endswith((f"{SO_THE_ANSWER} (A)", f"{SO_THE_ANSWER} (B)"))
+    numbers = map(len, (constitution.critique_few_shots, constitution.comparison_few_shots))
+    assert [*numbers, len(constitution.reasoning_few_shots)] == [5, 5, 6]
     answers = [text[-2] for text in constitution.reasoning_few_shots]
     assert answers.count("A") == answers.count("B")
 
