@@ -70,7 +70,19 @@ def read_prompts(
     """
     path = Path(path)
     path = path / PROMPTS if path.is_dir() else path
-    return _distinct(path, limit, bad, "prompt", functools.partial(prompt_of, fields=fields))
+    read = functools.partial(prompt_of, fields=fields)
+    ids: set[str] = set()
+    prompts: list[Prompt] = []
+    for where, prompt in _records(path, bad := bad or BadRecords(), read):
+        if limit and len(prompts) == limit:
+            break
+        if prompt.id in ids:
+            twice = f"{where}: id: {prompt.id!r} stands in an earlier line already"
+            bad.add(where, InputError(twice))
+            continue
+        ids.add(prompt.id)
+        prompts.append(prompt)
+    return _some(prompts, path, "prompt", bad)
 
 
 def read_all_prompts(
@@ -105,46 +117,41 @@ def read_comparisons(
       prompt (a few go on for several turns, and are one text);
     - {"prompt", "chosen", "rejected"}: a prompt as in `read_prompts` and two responses to it.
 
-    In the last two the chosen response is A, with label 1, and other fields become tags.
+    In the last two the chosen response is A, with label 1, and other fields become tags. Ids may
+    repeat, as those of prompts do in many files: here they only name records in messages.
 
     Args, raises: as `read_prompts`.
     """
-    return _distinct(
-        Path(path), 0, bad, "comparison", functools.partial(comparison_of, fields=fields)
-    )
+    path, bad = Path(path), bad or BadRecords()
+    read = functools.partial(comparison_of, fields=fields)
+    return _some([found for _, found in _records(path, bad, read)], path, "comparison", bad)
 
 
 Found = TypeVar("Found", Prompt, Comparison)
 
 
-def _distinct(
-    path: Path,
-    limit: int,
-    bad: BadRecords | None,
-    what: str,
-    read: Callable[[Any, str, str], Found],
-) -> list[Found]:
-    """The records of a file, whose ids must differ."""
-    bad = bad or BadRecords()
-    before = len(bad.found)
-    records: dict[str, Found] = {}
+def _records(
+    path: Path, bad: BadRecords, read: Callable[[Any, str, str], Found]
+) -> Iterator[tuple[str, Found]]:
+    """(where, record) of each row that can be read."""
     for where, default_id, value in named_rows(path):
-        if limit and len(records) == limit:
-            break
         try:
             if isinstance(value, InputError):
                 raise value
             record = read(value, where, default_id)
-            if record.id in records:
-                raise InputError(f"{where}: id: {record.id!r} stands in an earlier line already")
-            records[record.id] = record
         except InputError as error:
             bad.add(where, error)
+            continue
+        yield where, record
+
+
+def _some(records: list[Found], path: Path, what: str, bad: BadRecords) -> list[Found]:
+    """The records, of which there must be one."""
     if not records:
-        skipped = len(bad.found) - before
+        skipped = sum(found["file"] == str(path) for found in bad.found)
         but = f" ({skipped} bad records skipped)" if skipped else ""
         raise InputError(f"{path}: expected at least one {what}, found none{but}")
-    return list(records.values())
+    return records
 
 
 def name_of(path: Path) -> str:

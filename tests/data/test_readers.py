@@ -117,6 +117,11 @@ def test_responses_of_comparisons_are_what_follows_the_shared_prompt(tmp_path):
     ]
 
 
+def test_ids_of_comparisons_may_repeat(tmp_path):
+    line = {"id": "a", "prompt": "q", "chosen": "x", "rejected": "y"}
+    assert [c.id for c in read_comparisons(write(tmp_path, line, line))] == ["a", "a"]
+
+
 def test_our_own_comparisons_come_back(tmp_path):
     record = Comparison("a", (Turn("human", "q"),), "x", "y", 0.25, "feedback", "p", tags={"k": 1})
     write_records(tmp_path / "c.jsonl", [record])
