@@ -83,6 +83,18 @@ def check_maker(role: str, kind: str) -> None:
         raise InputError(f"expected {wanted}, found one of kind {kind}")
 
 
+def check_snapshot(role: str, reference: str, config: Mapping[str, Any]) -> None:
+    """Refuses "STEP@N" where a model is not wanted, or where the step's config keeps no such."""
+    if role not in MODEL_ROLES:
+        raise InputError(f"expected a step, found a model along its training ({reference})")
+    every, (_, number) = config.get("snapshot_every", 0), checkpoints.split_snapshot(reference)
+    if not number or not every or number % every or number > config["iterations"]:
+        raise InputError(
+            f"expected a multiple of its snapshot_every ({every}), at most its iterations "
+            f"({config.get('iterations', 0)}), found {number}"
+        )
+
+
 def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
     """Refuses an input that the step which reads it would refuse, hours later perhaps.
 
@@ -106,7 +118,8 @@ def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
     elif role == "xstest":
         xstest.read_xstest(path)
     elif role == "votes":
-        blind.read_votes(path)
+        for file in blind.vote_files(path):
+            blind.read_votes(file)
     elif role in PROMPT_ROLES:
         readers.read_prompts(path, 0, fields, bad)
     elif path.is_dir():
