@@ -115,7 +115,7 @@ def merged(trained: Params, frozen: Params | None, config: ConfigDict) -> Params
 
     if frozen is None:
         return trained
-    return jax.jit(lambda *parts: joined(*parts, config))(trained, frozen)
+    return jax.jit(lambda trained, frozen: joined(trained, frozen, config))(trained, frozen)
 
 
 def product(factors: dict[str, Any], shape: tuple[int, ...]) -> jax.Array:
