@@ -256,6 +256,7 @@ def _sampling(config: Mapping[str, Any], models: Models) -> Memory:
 MEMORY: Mapping[str, Callable[[Mapping[str, Any], Models], Memory]] = {
     "finetune": _finetune,
     "preference": _preference,
+    "dpo": _preference,
     "ppo": _ppo,
     "red_team": _sampling,
     "critique_revise": _sampling,

@@ -29,8 +29,8 @@ RECORD_TYPES = {
 }
 # The kinds of steps that make what a role needs; a role that is not here takes any.
 MAKERS = {
-    "model": ("finetune", "ppo", "preference"),
-    "models": ("finetune", "ppo", "preference"),
+    "model": ("finetune", "ppo", "dpo", "preference"),
+    "models": ("finetune", "ppo", "dpo", "preference"),
     "preference_model": ("preference",),
     "prompts": ("red_team",),
     "data": ("critique_revise",),
