@@ -1,6 +1,5 @@
 """Text to token ids and back, by the tokenizer of a Hugging Face folder."""
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ class TextTokenizer:
         self._backend.no_truncation()
         self._backend.encode_special_tokens = True  # as the text they are written with
         self._chat = ChatTemplate(tokenizer)
+        self.stops: tuple[str, ...] = ()  # what ends a response besides `eos_id`
         self.vocab_size = len(tokenizer)
         self.eos_id: int = tokenizer.eos_token_id
         # Padding is masked everywhere, so that any id will do where there is none.
@@ -43,16 +43,16 @@ class TextTokenizer:
         """The ids of `text` alone."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[Any]) -> list[list[int]]:
         """`encode` of many texts, on all cores."""
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: Any) -> list[int]:
         """The ids of a text at the beginning of a sequence."""
-        return self.prompt_start + self.encode(text)
+        return self.encode_prompts([text])[0]
 
-    def encode_prompts(self, texts: Iterable[str]) -> list[list[int]]:
+    def encode_prompts(self, texts: Iterable[Any]) -> list[list[int]]:
         """`encode_prompt` of many texts, on all cores."""
         return [self.prompt_start + ids for ids in self.encode_batch(texts)]
 
@@ -76,26 +76,17 @@ class TextTokenizer:
         end = self._chat.end_id()
         return None if end is None else self.decode([end])
 
-    def for_chat(self) -> "TextTokenizer":
-        """The same tokenizer with the end of an answer in the chat template as its `eos_id`.
+    def in_format(self, name: str) -> "TextTokenizer":
+        """The tokenizer of a dialogue format: this one for "plain", else its `ChatTokenizer`.
 
         Raises:
-            InputError: there is no chat template, or it ends an answer with no control token.
+            InputError: as `ChatTokenizer`.
         """
-        end = self._chat.end_id()
-        if end is None:
-            raise InputError(
-                "the chat template ends an answer with no control token, so that a model cannot "
-                "learn to stop; use the plain dialogue format"
-            )
-        changed = copy.copy(self)
-        changed.eos_id = end
-        return changed
+        return ChatTokenizer(self) if name == "chat" else self
 
-    @property
-    def control_tokens(self) -> tuple[str, ...]:
-        """How the control tokens are written."""
-        return self._chat.control_tokens
+    def answer(self, text: str) -> str:
+        """What is encoded after a prompt for a response of this text."""
+        return f" {text}"
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens included."""
@@ -106,6 +97,55 @@ class TextTokenizer:
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files into an existing folder."""
         self._tokenizer.save_pretrained(str(folder))
+
+
+class ChatTokenizer(TextTokenizer):
+    """A tokenizer that encodes chat prompts (`text/formats.py`) besides text.
+
+    Its `eos_id` is what ends an answer in the chat template, and its `prompt_start` what begins the
+    template.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer):
+        """Takes the tokenizer of a folder.
+
+        Raises:
+            InputError: there is no chat template, or it ends an answer with no control token.
+        """
+        self.__dict__.update(tokenizer.__dict__)
+        end = self._chat.end_id()
+        if end is None:
+            raise InputError(
+                "the chat template ends an answer with no control token, so that a model cannot "
+                "learn to stop; use the plain dialogue format"
+            )
+        self.eos_id = end
+        self.stops = self._chat.control_tokens
+        begins = self._chat.encode([{"role": "user", "content": "a"}]).ids[:1]
+        self.adds_bos = begins == [self.bos_id]
+
+    def encode_batch(self, texts: Iterable[Any]) -> list[list[int]]:
+        """The ids of chat prompts and of texts, without `prompt_start`.
+
+        Raises:
+            InputError: the chat template refuses a prompt, or changes its text.
+        """
+        texts = list(texts)
+        plain = iter(super().encode_batch(text for text in texts if isinstance(text, str)))
+        return [next(plain) if isinstance(text, str) else self._prompt(text) for text in texts]
+
+    def answer(self, text: str) -> str:
+        """The text itself: the template has what stands before it."""
+        return text
+
+    def _prompt(self, prompt: Any) -> list[int]:
+        roles = {"human": "user", "assistant": "assistant"}
+        messages = [{"role": roles[turn.role], "content": turn.text} for turn in prompt.turns]
+        try:
+            ids = self._chat.encode(messages).ids
+        except InputError as error:
+            raise InputError(f"dialogue {prompt.turns[-1].text[:40]!r}: {error}") from None
+        return ids[len(self.prompt_start) :] + self.encode(prompt.begun)
 
 
 def load_tokenizer(folder: Path) -> TextTokenizer:

@@ -1,6 +1,7 @@
 """How the method's prompts are put together (paper sections 3.1, 4.1 and the official data)."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from cai_jax.text.constitution import OPTIONS, Principle
 from cai_jax.text.dialogue import (
@@ -13,6 +14,7 @@ from cai_jax.text.dialogue import (
     TurnLike,
     render,
 )
+from cai_jax.text.markers import unlabelled
 
 CHOICES = (" (A)", " (B)")
 """The two continuations whose log-probabilities are the feedback model's judgement."""
@@ -32,9 +34,12 @@ def critique_prompt(
     principle: Principle,
     few_shots: Sequence[str] = (),
 ) -> str:
-    """Asks for a critique of `response`; the few-shots stand in front (paper section 3.1)."""
+    """Asks for a critique of `response`; the few-shots stand in front (paper section 3.1).
+
+    No line of the dialogue, a response or a critique can pass for a turn (`unlabelled`).
+    """
     return (
-        f"{''.join(few_shots)}{render(dialogue)} {response}"
+        f"{''.join(few_shots)}{_answered(dialogue, response)}"
         f"{CRITIQUE_REQUEST} {principle.critique_request}{CRITIQUE}"
     )
 
@@ -48,7 +53,7 @@ def revision_prompt(
 ) -> str:
     """Goes on from a critique to the revision request (paper section 3.1)."""
     return (
-        f"{critique_prompt(dialogue, response, principle, few_shots)} {critique}"
+        f"{critique_prompt(dialogue, response, principle, few_shots)} {unlabelled(critique)}"
         f"{REVISION_REQUEST} {principle.revision_request}{REVISION}"
     )
 
@@ -61,7 +66,7 @@ def direct_revision_prompt(
 ) -> str:
     """Asks for a revision without a critique before it (paper section 3.5)."""
     return (
-        f"{''.join(few_shots)}{render(dialogue)} {response}"
+        f"{''.join(few_shots)}{_answered(dialogue, response)}"
         f"{REVISION_REQUEST} {principle.revision_request}{REVISION}"
     )
 
@@ -87,3 +92,13 @@ def reasoning_prompt(dialogue: Sequence[TurnLike], comparison: str, first: str, 
 
 def _options(comparison: str, first: str, second: str) -> str:
     return f"\n\n\n{comparison}{OPTIONS}\n (A) [[[{first}]]]\n (B) [[[{second}]]]"
+
+
+def _answered(dialogue: Sequence[TurnLike], response: str) -> str:
+    turns = [_Turn(turn.role, unlabelled(turn.text)) for turn in dialogue]
+    return f"{render(turns)} {unlabelled(response)}"
+
+
+class _Turn(NamedTuple):
+    role: str
+    text: str

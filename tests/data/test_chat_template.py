@@ -1,6 +1,7 @@
 """Chat templates: the ids of `transformers` for ordinary text; no text becomes a control token."""
 
 import functools
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from cai_jax.data.chat_template import DATE, ChatTemplate
+from cai_jax.data.tokenization import TextTokenizer
 from cai_jax.errors import InputError
 
 CHATML = (
@@ -73,7 +75,8 @@ def trained(kind):
         show_progress=False,
     )
     backend.train_from_iterator(CORPUS * 3, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=control[1])
+    bos = None if kind == "chatml" else control[0]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=control[1], bos_token=bos)
 
 
 ORDINARY = [
@@ -188,3 +191,56 @@ def test_a_template_that_ends_answers_with_words_has_no_end():
 def test_a_date_in_a_template_is_the_same_every_day():
     fast = tokenizer("chatml", "{{ date_string }}: {{ messages[0]['content'] }}")
     assert ChatTemplate(fast).encode(messages([("user", "a")])).text == f"{DATE}: a"
+
+
+class Said(NamedTuple):
+    """A chat prompt, as `text/formats.py` makes them."""
+
+    turns: tuple
+    begun: str = ""
+
+
+class Turn(NamedTuple):
+    role: str
+    text: str
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_for_chat_encodes_prompts_and_ends_answers_as_the_template(kind):
+    fast = tokenizer(kind)
+    plain = TextTokenizer(fast, "here")
+    chat = plain.in_format("chat")
+    assert plain.in_format("plain") is plain
+    asked = Said((Turn("human", "what?"), Turn("assistant", "[]"), Turn("human", "the </s> user")))
+    begun = asked._replace(begun="The answer is:")
+    turns = [("user", "what?"), ("assistant", "[]"), ("user", "the </s> user")]
+    expected = ChatTemplate(fast).encode(messages(turns)).ids
+    assert chat.encode_prompts([asked, begun]) == [
+        expected,
+        expected + plain.encode("The answer is:"),
+    ]
+    assert chat.encode_prompt(asked) == expected
+    begins = [] if kind == "chatml" else [fast.convert_tokens_to_ids(KINDS[kind][1][0])]
+    assert chat.prompt_start == begins
+    assert chat.encode_batch(["a text", asked]) == [
+        plain.encode("a text"),
+        expected[len(begins) :],
+    ]
+    assert chat.decode([chat.eos_id]) == KINDS[kind][2]
+    assert set(chat.stops) == set(KINDS[kind][1])
+    assert plain.stops == ()
+    assert (plain.answer("yes"), chat.answer("yes")) == (" yes", "yes")
+    # What stands before an answer and the answer: together, the conversation as the template has
+    # it, but for what the template writes around an answer.
+    if kind in ("chatml", "llama 3", "gemma"):
+        answered = [*turns, ("assistant", "It is fine.")]
+        whole = fast.apply_chat_template(messages(answered), tokenize=True, return_dict=False)
+        ids = expected + chat.encode(chat.answer("It is fine.")) + [chat.eos_id]
+        assert whole[: len(ids)] == ids
+
+
+def test_a_prompt_that_the_template_refuses_is_named():
+    chat = TextTokenizer(tokenizer("gemma"), "here").in_format("chat")
+    chat._chat = ChatTemplate(tokenizer("gemma", "{{ raise_exception('no') }}"))
+    with pytest.raises(InputError, match="dialogue 'what.': the chat template refuses them: no"):
+        chat.encode_prompts([Said((Turn("human", "what?"),))])

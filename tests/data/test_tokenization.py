@@ -142,16 +142,14 @@ def test_what_is_no_tokenizer_is_refused_with_its_folder(folder, tmp_path):
 def test_for_chat_the_end_of_an_answer_ends_a_text(folder):
     template = "{% for m in messages %}{{ m['content'] }}<pad>{% endfor %}"
     made = load_tokenizer(write_bytes_tokenizer(folder / "chat", bos=True, chat_template=template))
-    assert (made.eos_id, made.for_chat().eos_id, made.chat_end()) == (1, 2, "<pad>")
-    assert made.for_chat().encode("</s>") == made.encode("</s>")
-    assert set(made.control_tokens) == set(CONTROL)
-    text, ids = made.for_chat().chat_prompt([{"role": "user", "content": "a<pad>"}])
+    chat = made.in_format("chat")
+    assert (made.eos_id, chat.eos_id, made.chat_end()) == (1, 2, "<pad>")
+    assert chat.encode("</s>") == made.encode("</s>")
+    assert set(chat.stops) == set(CONTROL)
+    text, ids = chat.chat_prompt([{"role": "user", "content": "a<pad>"}])
     assert text == "a<pad><pad>"
     assert ids == [*made.encode("a<pad>"), 2]
-    endless = load_tokenizer(
-        write_bytes_tokenizer(
-            folder / "endless chat", bos=True, chat_template=template.replace("<pad>", ".")
-        )
-    )
-    with pytest.raises(InputError, match="chat template"):
-        endless.for_chat()
+    words = template.replace("<pad>", ".")
+    endless = write_bytes_tokenizer(folder / "endless chat", bos=True, chat_template=words)
+    with pytest.raises(InputError, match="ends an answer with no control token"):
+        load_tokenizer(endless).in_format("chat")
