@@ -208,7 +208,7 @@ def _check_model(role: str, folder: Path, needs_weights: bool) -> None:
 
 def _check_records(path: Path, bad: BadRecords) -> None:
     record_type = None
-    for where, value in schema.lines(path):
+    for where, _, value in rows.read_rows(path):
         try:
             if isinstance(value, InputError):
                 raise value
