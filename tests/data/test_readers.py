@@ -245,7 +245,7 @@ def test_a_file_of_bad_records_alone_is_refused_all_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"prompt": "q", "chosen": "x"}, "p.jsonl:1: field 'rejected' is missing"),
+        ({"prompt": "q", "chosen": "x"}, "p.jsonl:1: field 'rejected' is missing; expected 'p_a'"),
         ({"prompt": "q", "chosen": "x", "rejected": None}, "rejected: expected str, found 'None'"),
         (
             {"prompt": "q", "chosen": "\n\nHuman: q\n\nAssistant: x", "rejected": "y"},
