@@ -7,7 +7,7 @@ from typing import Any
 
 from cai_jax import checkpoints
 from cai_jax.core import artifact
-from cai_jax.data import blind, choices, readers, rows, schema, tfds_splits, xstest
+from cai_jax.data import blind, readers, rows, schema, tfds_splits, xstest
 from cai_jax.data.bad_records import BadRecords
 from cai_jax.errors import InputError
 from cai_jax.text.constitution import load_constitution
@@ -114,7 +114,9 @@ def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
     elif role == "constitution":
         load_constitution(path)
     elif role == "evaluations":
-        choices.read_choices(path)
+        from cai_jax.data.choices import read_choices
+
+        read_choices(path)
     elif role == "xstest":
         xstest.read_xstest(path)
     elif role == "votes":
