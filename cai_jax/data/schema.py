@@ -162,7 +162,7 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """Several responses to one dialogue with their PM scores; `best` is the index of the top one."""
+    """Several responses to one dialogue with their PM scores; `best` counts from 0."""
 
     id: str
     dialogue: Dialogue

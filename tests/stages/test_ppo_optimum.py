@@ -156,7 +156,7 @@ def test_the_policy_becomes_the_kl_regularised_optimum(changes):
     def variation(p):
         return 0.5 * np.abs(p - optimum).sum()
 
-    # The reference is far, and so is the optimum of a penalty that is a fifth too small or too large.
+    # The reference is far, and so are the optima of penalties somewhat smaller and larger.
     assert variation(np.exp(reference)) > 0.4
     assert min(variation(tilted(0.8 * beta)), variation(tilted(1.25 * beta))) > 0.05
     assert variation(policy) < 0.05
