@@ -266,6 +266,7 @@ MEMORY: Mapping[str, Callable[[Mapping[str, Any], Models], Memory]] = {
     "preference": _preference,
     "dpo": _preference,
     "ppo": _ppo,
+    "best_of_n": _sampling,
     "red_team": _sampling,
     "critique_revise": _sampling,
     "compare": _sampling,
