@@ -118,6 +118,20 @@ def load_model(
     )
 
 
+def in_format(model: LanguageModel, name: str) -> LanguageModel:
+    """The model with the tokenizer of a dialogue format of `text/formats.py`.
+
+    Raises:
+        InputError: the format is "chat", and the model has no chat template for it.
+    """
+    if name == "plain":
+        return model
+    try:
+        return model._replace(tokenizer=model.tokenizer.in_format(name))
+    except InputError as error:
+        raise InputError(f"dialogue_format {name}: {error}") from None
+
+
 def save_model(step_folder: Path, model: LanguageModel) -> None:
     """Saves a model as `step_folder`/model; the step is finished only with its manifest.
 
