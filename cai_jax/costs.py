@@ -9,7 +9,8 @@ Parameters are float32 always:
     weights       4 P / S for each model held; a step that trains holds the weights that it began
                   with beside those that it changes
     optimizer     Adam's two moments: 8 P / S, or 4 P / S in bfloat16; Adafactor's are small
-    gradients     4 P / S, and 2 P / S for the cast weights that the backward pass reads in bfloat16
+    gradients     4 P / S (twice where parts of a batch are summed), and 2 P / S for the cast
+                  weights that the backward pass reads in bfloat16
 Training keeps all activations for the backward pass, and has one more layer's at work:
     activations   R T / C ((L + 1) (16 D + 2 b D + ((4 + b) N T + b (6 F + 2 N H + 2 K H)) / tensor)
                   + (8 + b) D); with remat "layer", 2 b D for L + 1 layers and the rest once
@@ -189,13 +190,17 @@ Models = Mapping[str, Sequence[Model]]
 
 
 def _finetune(config: Mapping[str, Any], models: Models) -> Memory:
-    return training_memory(
-        models["model"][0],
-        config["mesh"],
-        config["rows"],
-        config["sequence_length"],
-        _moments(config),
+    model, mesh, parts = models["model"][0], config["mesh"], config["accumulate"]
+    rows = config["rows"] // parts
+    memory = training_memory(
+        _as_computed(config, model), mesh, rows, config["sequence_length"], _moments(config)
     )
+    whole = 4 * model.parameters / _shards(mesh)
+    if config["lora"]["rank"]:  # factors, their moments and gradients are small beside the model
+        return memory._replace(weights=whole, optimizer=0.0, gradients=memory.gradients - whole)
+    average = whole if config["ema_decay"] else 0.0
+    summed = whole if parts > 1 else 0.0
+    return memory._replace(weights=memory.weights + average, gradients=memory.gradients + summed)
 
 
 def _preference(config: Mapping[str, Any], models: Models) -> Memory:
@@ -220,6 +225,15 @@ def _ppo(config: Mapping[str, Any], models: Models) -> Memory:
         length,
         _moments(config),
     )
+
+
+def _as_computed(config: Mapping[str, Any], model: Model) -> Model:
+    """The model with the step's compute dtype and rematerialisation, where it has them."""
+    if "remat" not in config:
+        return model
+    dtype = config["compute_dtype"] or model.config.dtype
+    changed = dataclasses.replace(model.config, dtype=dtype, remat=config["remat"])
+    return model._replace(config=changed)
 
 
 def _moments(config: Mapping[str, Any]) -> float:
@@ -310,6 +324,8 @@ def _seconds(
     """Arithmetic at FLOPS_REACHED; in decoding, reading the weights once a token and batch."""
     devices = math.prod(_size(config["mesh"], axis) for axis in ("data", "fsdp", "tensor"))
     arithmetic = counts["flops"] / (devices * device.flops * FLOPS_REACHED)
+    if "remat" in config and config["remat"] == "layer":
+        arithmetic *= 4 / 3  # the forward pass once more
     if kind == "ppo":
         rows = config["prompts_per_iteration"] * config["samples_per_prompt"]
     elif MEMORY[kind] is _sampling and not (kind == "feedback" and not config["chain_of_thought"]):

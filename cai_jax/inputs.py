@@ -7,7 +7,7 @@ from typing import Any
 
 from cai_jax import checkpoints
 from cai_jax.core import artifact
-from cai_jax.data import blind, choices, readers, rows, schema, tfds_splits, xstest
+from cai_jax.data import blind, choices, judged, readers, rows, schema, tfds_splits, xstest
 from cai_jax.data.bad_records import BadRecords
 from cai_jax.errors import InputError
 from cai_jax.text.constitution import load_constitution
@@ -15,6 +15,8 @@ from cai_jax.text.constitution import load_constitution
 MODEL_ROLES = ("model", "models", "preference_model")
 PROMPT_ROLES = ("prompts", "red_team", "benign")
 COMPARISON_ROLES = ("comparisons", "held_out")
+# What may be a file of other people, if the step has `fields` for it.
+FILE_ROLES = (*PROMPT_ROLES, *COMPARISON_ROLES, "pairs")
 
 # A record type shows in a field that only it has; the first that fits counts.
 RECORD_TYPES = {
@@ -56,7 +58,7 @@ def resolve(role: str, reference: str, config: Mapping[str, Any]) -> Path:
     if role in MODEL_ROLES:
         return checkpoints.model_folder(reference)
     if reference.startswith(tfds_splits.PREFIX):
-        if role not in (*PROMPT_ROLES, *COMPARISON_ROLES):
+        if role not in FILE_ROLES or "fields" not in config:
             raise InputError(f"{reference}: expected a file or folder, found a TFDS data set")
         return tfds_splits.resolve(reference, _data(config)["tfds_dir"])
     return checkpoints.resolve(reference)
@@ -79,6 +81,18 @@ def check_maker(role: str, kind: str) -> None:
     if kind in kinds() and kind not in makers:
         wanted = f"a step of kind {' or '.join(makers)}" if makers else "a file, no step"
         raise InputError(f"expected {wanted}, found one of kind {kind}")
+
+
+def check_snapshot(role: str, reference: str, config: Mapping[str, Any]) -> None:
+    """Refuses "STEP@N" where a model is not wanted, or where the step's config keeps no such."""
+    if role not in MODEL_ROLES:
+        raise InputError(f"expected a step, found a model along its training ({reference})")
+    every, (_, number) = config.get("snapshot_every", 0), checkpoints.split_snapshot(reference)
+    if not number or not every or number % every or number > config["iterations"]:
+        raise InputError(
+            f"expected a multiple of its snapshot_every ({every}), at most its iterations "
+            f"({config.get('iterations', 0)}), found {number}"
+        )
 
 
 def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
@@ -104,7 +118,8 @@ def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
     elif role == "xstest":
         xstest.read_xstest(path)
     elif role == "votes":
-        blind.read_votes(path)
+        for file in blind.vote_files(path):
+            blind.read_votes(file)
     elif role in PROMPT_ROLES:
         readers.read_prompts(path, 0, fields, bad)
     elif path.is_dir():
@@ -115,6 +130,8 @@ def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
             )
     elif role in COMPARISON_ROLES:
         readers.read_comparisons(path, fields, bad)
+    elif role == "pairs" and "fields" in config:
+        judged.read_pairs(path, fields, bad)
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         _check_records(path, bad)
 

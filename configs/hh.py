@@ -44,7 +44,7 @@ def get_config(
     batch_size: int = 32,
     rows: int = 32,
     pairs: int = 32,
-    training: Mapping[str, Any] | None = None,
+    finetune: Mapping[str, Any] | None = None,
     ppo: Mapping[str, Any] | None = None,
 ) -> ConfigDict:
     """The steps, in order, and what they share.
@@ -62,8 +62,8 @@ def get_config(
         batch_size: texts sampled or scored at a time.
         rows: of a batch of SL-CAI.
         pairs: of a batch of the preference model.
-        training: more parameters of all three steps that train.
-        ppo: more of the last of them.
+        finetune: more parameters of the step that makes SL-CAI.
+        ppo: more of the one that makes RL-CAI.
     """
     config = ConfigDict(sort_keys=False)
     config.seed = 0
@@ -80,7 +80,6 @@ def get_config(
     prompts, constitution = config.get_ref("prompts"), config.get_ref("constitution")
     sampling = {"batch_size": config.get_ref("batch_size")}
     taken = {"limit": config.get_ref("limit"), "on_long": "drop"}
-    training = training or {}
     steps = config.steps = ConfigDict(sort_keys=False)
 
     sources, data, comparisons = [prompts], ["critique_revise"], ["feedback"]
@@ -123,7 +122,7 @@ def get_config(
         schedule="constant",
         sequence_length=1024,
         rows=rows,
-        **training,
+        **(finetune or {}),
     )
 
     # Reinforcement phase (paper section 4).
@@ -143,7 +142,6 @@ def get_config(
         learning_rate=1e-5,
         sequence_length=1024,
         pairs=pairs,
-        **training,
     )
     of_ppo = {
         "learning_rate": 1e-6,
@@ -155,7 +153,7 @@ def get_config(
     steps.rl_cai = step(
         "ppo",
         {"model": "sl_cai", "preference_model": "preference", "prompts": rl_prompts},
-        **of_ppo | dict(training) | dict(ppo or {}),
+        **of_ppo | dict(ppo or {}),
     )
 
     steps.evaluation = step(

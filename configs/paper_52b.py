@@ -11,14 +11,13 @@ pretrained model writes, make 182,831, and 731,324 revisions; 135,296 helpfulnes
 samples of each, make 270,592 more examples; 182,831 AI labels and 135,296 human ones train the
 preference model.
 
-Not as in the paper: batches of 64 sequences instead of 1,024 (no activations are recomputed here),
-learning rates (its pretraining rate is not known), the prompts of RL (its 965,442 further generated
-ones), and the few-shots.
+Not as in the paper: learning rates (its pretraining rate is not known), batches of the preference
+model and of PPO, the prompts of RL (it had 965,442 more, generated), and the few-shots.
 
 Hardware: 128 chips of TPU v5p: heads and hidden units split over 4, the rest over 32. They are on
 32 hosts, which the runner does not join up by itself yet.
 Memory: computed: at most 52 GiB on each device.
-Time: computed: about 38 h for the paper's counts, prompts of 100
+Time: computed: about 39 h for the paper's counts, prompts of 100
 tokens, without the time of collectives.
 Expected: the paper's figures 2, 3, 5 and 8.
 Not run by us.
@@ -41,7 +40,8 @@ def get_config() -> ConfigDict:
         generated_prompts=140_335,
         mix_helpfulness=True,
         batch_size=256,
-        rows=64,
+        rows=1024,
+        finetune={"remat": "layer", "accumulate": 8},
         pairs=32,
         ppo={"prompts_per_iteration": 64, "samples_per_prompt": 1, "minibatches": 1},
     )

@@ -119,6 +119,15 @@ def test_the_prefill_takes_what_xla_says_or_up_to_half_more(config, rows, length
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 8}
 STEP = {"mesh": MESH, "optimizer": "adamw", "moment_dtype": "float32"}
+FINETUNE = {
+    "rows": 64,
+    "sequence_length": 32,
+    "accumulate": 1,
+    "ema_decay": 0.0,
+    "lora": {"rank": 0},
+    "remat": "none",
+    "compute_dtype": "",
+}
 
 
 def test_each_axis_of_the_mesh_splits_what_it_splits():
@@ -143,13 +152,25 @@ def test_steps_use_their_own_parameters():
         given = {role: [model] for role, model in models.items()}
         return costs.cost(kind, STEP | config, counts, given, device)
 
-    train = cost("finetune", {"rows": 64, "sequence_length": 32}, model=model)
+    train = cost("finetune", FINETUNE, model=model)
     assert train.memory == costs.training_memory(model, MESH, 64, 32)
     assert train.seconds == pytest.approx(1e15 / (64 * 1e12 * 0.35))
-    half = {"rows": 64, "sequence_length": 32, "moment_dtype": "bfloat16"}
-    assert cost("finetune", half, model=model).memory.optimizer == 4 * 3200 / 32
-    factored = {"rows": 64, "sequence_length": 32, "optimizer": "adafactor"}
-    assert cost("finetune", factored, model=model).memory.optimizer == 0
+
+    def changed(**changes):
+        return cost("finetune", FINETUNE | changes, model=model)
+
+    assert changed(moment_dtype="bfloat16").memory.optimizer == 4 * 3200 / 32
+    assert changed(optimizer="adafactor").memory.optimizer == 0
+    parts = changed(accumulate=4).memory
+    assert parts.activations == train.memory.activations / 4
+    assert parts.gradients == 2 * train.memory.gradients == 8 * 3200 / 32
+    assert changed(ema_decay=0.9).memory.weights == train.memory.weights + 4 * 3200 / 32
+    again = changed(remat="layer", compute_dtype="bfloat16")
+    config = dataclasses.replace(SMALL, remat="layer", dtype="bfloat16")
+    assert again.memory == costs.training_memory(Model(config, 3200, ""), MESH, 64, 32)
+    assert again.seconds == pytest.approx(train.seconds * 4 / 3)
+    adapter = changed(lora={"rank": 8}).memory
+    assert adapter == train.memory._replace(weights=4 * 3200 / 32, optimizer=0.0, gradients=0.0)
     pairs = cost("preference", {"pairs": 32, "sequence_length": 32}, model=model)
     assert pairs.memory == train.memory
 

@@ -131,7 +131,7 @@ def test_a_plan_counts_rows_and_not_lines(tmp_path, ending):
 
 
 def test_a_tfds_reference_is_for_prompts_and_comparisons(tmp_path):
-    config = {"data": {"tfds_dir": str(tmp_path), "on_bad_record": "refuse"}}
+    config = {"data": {"tfds_dir": str(tmp_path), "on_bad_record": "refuse"}, "fields": {}}
     with pytest.raises(InputError, match=f"expected a prepared data set in {tmp_path}/hh_rlhf/x"):
         inputs.resolve("comparisons", "tfds:hh_rlhf/x:train", config)
     with pytest.raises(InputError, match="expected a file or folder, found a TFDS data set"):

@@ -72,6 +72,165 @@ def write_llama(folder: Path, *, seed: int = 0, preference_model: bool = False, 
     return model
 
 
+def write_family(folder: Path, kind: str, *, preference_model: bool = False, **shape):
+    """A random model of the config class `kind` of transformers; returns it, in float32.
+
+    No scale of a norm is 1 (or 0, where 1 is added), and no bias 0: either would hide that it is
+    not read.
+    """
+    import torch
+    import transformers
+
+    values = {
+        "vocab_size": 71,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 24,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.3,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    if kind == "GPT2Config":
+        values["n_inner"] = values.pop("intermediate_size")
+    if preference_model:
+        values |= {"num_labels": 1}
+    config = getattr(transformers, kind)(**values | shape)
+    auto = transformers.AutoModelForCausalLM
+    if preference_model:
+        auto = transformers.AutoModelForSequenceClassification
+    torch.manual_seed(0)
+    # The eager implementation has every option, soft caps among them.
+    model = auto.from_config(config, attn_implementation="eager").eval().float()
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "norm" in name or "ln_" in name or name.endswith("bias"):
+                tensor += torch.rand(tensor.shape) - 0.5
+    model.save_pretrained(folder)
+    return model
+
+
+# What transformers calls the config of each family, and options that make a difference in a text
+# of eleven tokens; odd shapes are spread over the families.
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 40,
+}
+CASES = {
+    "llama: one key/value head, tied": (
+        "LlamaConfig",
+        {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    ),
+    "llama: head_dim not D/N, untied, other theta and epsilon": (
+        "LlamaConfig",
+        {
+            "num_key_value_heads": 4,
+            "head_dim": 6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 50.0},
+            "rms_norm_eps": 0.1,
+        },
+    ),
+    "llama: groups of four, biases, scaled as 3.1": (
+        "LlamaConfig",
+        {
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "num_hidden_layers": 3,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": LLAMA3_SCALING,
+        },
+    ),
+    "mistral: window of four": (
+        "MistralConfig",
+        {
+            "num_key_value_heads": 2,
+            "sliding_window": 4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+        },
+    ),
+    "qwen2: later layers windowed, yarn": (
+        "Qwen2Config",
+        {
+            "num_key_value_heads": 2,
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 3,
+            "max_window_layers": 1,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 20.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "beta_fast": 2.0,
+                "beta_slow": 0.5,
+            },
+        },
+    ),
+    "qwen3: head_dim not D/N": (
+        "Qwen3Config",
+        {"num_key_value_heads": 2, "head_dim": 8, "attention_bias": True},
+    ),
+    "gemma: one key/value head": ("GemmaConfig", {"num_key_value_heads": 1, "head_dim": 6}),
+    "gemma2: caps, every other layer windowed": (
+        "Gemma2Config",
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "num_hidden_layers": 3,
+            "sliding_window": 4,
+            "query_pre_attn_scalar": 5,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 6.0,
+        },
+    ),
+    "gemma3: two thetas, the far one scaled": (
+        "Gemma3TextConfig",
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "num_hidden_layers": 3,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 5,
+            "final_logit_softcapping": 6.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 200.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+            },
+        },
+    ),
+    "olmo2: groups of two": ("Olmo2Config", {"num_key_value_heads": 2}),
+    "gpt_neox: parallel, half rotated": (
+        "GPTNeoXConfig",
+        {"hidden_size": 32, "rotary_pct": 0.5, "rotary_emb_base": 50.0},
+    ),
+    "gpt_neox: sequential, no attention biases, tied": (
+        "GPTNeoXConfig",
+        {
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "rotary_pct": 1.0,
+            "tie_word_embeddings": True,
+            "hidden_act": "gelu_fast",
+        },
+    ),
+    "gpt2: tied": ("GPT2Config", {}),
+    "gpt2: untied, exact gelu": (
+        "GPT2Config",
+        {"tie_word_embeddings": False, "activation_function": "gelu"},
+    ),
+}
+
+
 def leaves(params, prefix: str = "") -> dict:
     """The arrays of a params tree by path."""
     if not isinstance(params, dict):

@@ -72,6 +72,20 @@ def plain_cell(text: str) -> str:
     return f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text
 
 
+def vote_files(path: Path) -> list[Path]:
+    """The file itself, or the .csv and .jsonl files of a folder, by name.
+
+    Raises:
+        InputError: a folder with none.
+    """
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix in (".csv", ".jsonl"))
+    if not files:
+        raise InputError(f"{path}: expected files of votes (.csv or .jsonl) in it, found none")
+    return files
+
+
 def read_votes(path: Path) -> Votes:
     """Reads what one or several people filled in: a .csv with a header, or JSON Lines.
 

@@ -20,6 +20,8 @@ class TokenPair(NamedTuple):
     a: list[int]
     b: list[int]
     p_a: float
+    weight: float = 1.0  # in the loss
+    shared: int = 0  # tokens at the beginning that are those of one prompt
 
 
 class FittedPairs(NamedTuple):
@@ -36,7 +38,7 @@ class PairBatch(NamedTuple):
     tokens: np.ndarray  # int32 [B, 2, T]
     mask: np.ndarray  # int32 [B, 2, T]: 1 for a token
     p_a: np.ndarray  # float32 [B]
-    weights: np.ndarray  # float32 [B]: 0 for a pair that only fills the batch
+    weights: np.ndarray  # float32 [B]: in the loss; 0 for a pair that only fills the batch
 
 
 def fit_pairs(
@@ -88,7 +90,8 @@ def fit_pairs(
             continue
         truncated += excess > 0
         prompt = start + dialogue[excess:]
-        pairs.append(TokenPair(record.id, prompt + a + end, prompt + b + end, record.p_a))
+        sides = prompt + a + end, prompt + b + end
+        pairs.append(TokenPair(record.id, *sides, record.p_a, shared=len(prompt)))
     return FittedPairs(pairs, truncated, dropped)
 
 
@@ -103,7 +106,7 @@ def fill_pairs(pairs: Sequence[TokenPair], num_pairs: int, length: int) -> PairB
         for side, text in enumerate((pair.a, pair.b)):
             tokens[row, side, length - len(text) :] = text
             mask[row, side, length - len(text) :] = 1
-        p_a[row], weights[row] = pair.p_a, 1
+        p_a[row], weights[row] = pair.p_a, pair.weight
     return PairBatch(tokens, mask, p_a, weights)
 
 

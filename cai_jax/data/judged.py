@@ -1,36 +1,58 @@
 """Pairs as a feedback step reads them, and the comparisons that it makes of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cai_jax.data.schema import Asked, Comparison, Pair, json_lines, parse
+from cai_jax.data import readers
+from cai_jax.data.bad_records import BadRecords
+from cai_jax.data.schema import Asked, Comparison, Pair, parse
 from cai_jax.errors import InputError
 
 KNOWN = "p_a"
 """The tag of a pair whose label is known from elsewhere: P(response A is better)."""
 
 
-def read_pairs(path: Path) -> list[Pair]:
+def read_pairs(
+    path: Path,
+    fields: Mapping[str, str] = readers.NO_FIELDS,
+    bad: BadRecords | None = None,
+) -> list[Pair]:
     """The pairs of a file or step folder; comparisons are pairs whose label is known, in a tag.
+
+    Args:
+        path: a step folder, a file of pairs, or whatever `readers.read_comparisons` reads.
+        fields: our name -> the file's, as there.
+        bad: what becomes of records that are none; None: the first is refused.
 
     Raises:
         InputError: naming file, line, field and what was expected.
     """
     path = Path(path)
+    bad = bad or BadRecords()
     pairs: list[Pair] = []
-    for where, value in json_lines(path / "pairs.jsonl" if path.is_dir() else path):
-        if isinstance(value, dict) and "p_a" in value:
-            c = parse(Comparison, value, where)
-            tags = {**c.tags, KNOWN: c.p_a}
-            pairs.append(Pair(c.id, c.dialogue, c.response_a, c.response_b, tags))
-        else:
-            pairs.append(parse(Pair, value, where))
-        known = known_label(pairs[-1])
-        if known is not None and not (isinstance(known, int | float) and 0 <= known <= 1):
-            raise InputError(f"{where}: {KNOWN}: expected a probability in 0..1, found {known!r}")
+    for where, id, value in readers.named_rows(path / "pairs.jsonl" if path.is_dir() else path):
+        try:
+            if isinstance(value, InputError):
+                raise value
+            pairs.append(_pair(value, where, id, fields))
+        except InputError as error:
+            bad.add(where, error)
     return pairs
+
+
+def _pair(value: Any, where: str, default_id: str, fields: Mapping[str, str]) -> Pair:
+    if isinstance(value, dict) and "response_a" in value and "p_a" not in value:
+        pair = parse(Pair, value, where)
+    else:
+        c = readers.comparison_of(value, where, default_id, fields)
+        pair = Pair(c.id, c.dialogue, c.response_a, c.response_b, {**c.tags, KNOWN: c.p_a})
+    known = known_label(pair)
+    if known is not None and not (isinstance(known, int | float) and 0 <= known <= 1):
+        raise InputError(f"{where}: {KNOWN}: expected a probability in 0..1, found {known!r}")
+    return pair
 
 
 def known_label(record: Pair | Comparison) -> float | None:

@@ -128,7 +128,7 @@ def _distinct(
     bad = bad or BadRecords()
     before = len(bad.found)
     records: dict[str, Found] = {}
-    for where, default_id, value in _named_rows(path):
+    for where, default_id, value in named_rows(path):
         if limit and len(records) == limit:
             break
         try:
@@ -154,7 +154,7 @@ def name_of(path: Path) -> str:
     return re.sub(r"\.(jsonl|csv)(\.gz)?$", "", path.name)
 
 
-def _named_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
+def named_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
     """(where, an id for a record that has none, value) of each row."""
     name = name_of(path)
     for where, number, value in read_rows(path):

@@ -80,7 +80,7 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
         config: as `default_config`, with `seed` and `mesh`.
         inputs: `pairs` (pair_answers steps, or their files), and at least one judge:
             `preference_model`; `comparisons` (feedback steps over these pairs); `votes` (files in
-            the form of blind.csv or blind.jsonl, with choices).
+            the form of blind.csv or blind.jsonl, with choices, or a folder of them).
         folder: the step's own, empty.
 
     Returns:
@@ -225,11 +225,11 @@ def count_votes(
     config: ConfigDict, pairs: Mapping[str, Pair], references: Any, counts: Counter[str]
 ) -> list[Judgement]:
     """What people said, one judgement for each person and pair."""
-    from cai_jax.data.blind import read_votes
+    from cai_jax.data.blind import read_votes, vote_files
 
     counts.update(unjudged=0, duplicates=0)
     found: dict[tuple[str, str], Any] = {}
-    for path in _listed(references):
+    for path in (file for given in _listed(references) for file in vote_files(given)):
         read: Votes = read_votes(path)
         counts["unjudged"] += read.unjudged
         counts["duplicates"] += read.duplicates

@@ -18,6 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cai_jax.data import readers
 from cai_jax.errors import InputError
 from cai_jax.generation import planning
 from cai_jax.generation.room import ON_LONG, keep_fitting
@@ -61,6 +62,8 @@ def default_config() -> ConfigDict:
     config.top_p = 1.0
     config.on_long = "refuse"  # pairs that the model's positions do not hold: "refuse" or "drop"
     config.batch_size = 64
+    config.fields = readers.default_fields()  # what the pairs' file calls its columns
+    config.data = readers.default_data()
     return config
 
 
@@ -92,19 +95,21 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     from cai_jax.algorithms.judgements import judgement_measures
     from cai_jax.core import artifact, keys, mesh
     from cai_jax.core.progress import Progress
+    from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.judged import answer_arrays, known_label, read_pairs
     from cai_jax.data.schema import write_records
     from cai_jax.text.questions import identical
 
     constitution = check(config, inputs)
-    given = read_pairs(inputs["pairs"])
+    bad = BadRecords(config.data.on_bad_record)
+    given = read_pairs(inputs["pairs"], config.fields, bad)
     pairs = [pair for pair in given if not identical(pair)]
     asked_each = questions_each(config, len(constitution.principles))
     size = max(BLOCK // asked_each, 1)
     blocks = [pairs[first : first + size] for first in range(0, len(pairs), size)]
     device_mesh = mesh.make_mesh(config.mesh)
     model = checkpoints.load_model(inputs["model"], device_mesh)
-    counts = Counter(identical=len(given) - len(pairs))
+    counts = Counter(identical=len(given) - len(pairs), **bad.report(folder))
     counts.update(tokens=0, too_long=0, few_shots_dropped=0, neutralised=0)
     total = asked_each * len(pairs) * (2 if config.chain_of_thought else 1)
     with Progress(f"{folder.name} (feedback)", total, "questions") as progress:

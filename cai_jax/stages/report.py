@@ -111,7 +111,9 @@ def in_order(steps: Iterable[Step]) -> list[Step]:
 
 
 def _sources(step: Step) -> set[str]:
-    return {entry["reference"] for entry in step.manifest.get("inputs", {}).values()}
+    references = [entry["reference"] for entry in step.manifest.get("inputs", {}).values()]
+    # "rl_cai@40" is a model that the step rl_cai kept along its training.
+    return {name for reference in references for name in (reference, reference.split("@")[0])}
 
 
 def page(config: ConfigDict, steps: Iterable[Step]) -> str:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cai_jax.data.blind import plain_cell, read_votes, write_blind
+from cai_jax.data.blind import plain_cell, read_votes, vote_files, write_blind
 from cai_jax.data.schema import Pair, Turn
 from cai_jax.errors import InputError
 
@@ -133,3 +133,12 @@ def test_bad_bytes_and_lines_are_refused(tmp_path):
         path.write_text(json.dumps(value))
         with pytest.raises(InputError, match=f"{path}:1: {message}"):
             read_votes(path)
+
+
+def test_a_folder_means_the_files_of_votes_in_it(tmp_path):
+    with pytest.raises(InputError, match="expected files of votes"):
+        vote_files(tmp_path)
+    for name in ("b.csv", "a.jsonl", "notes.txt"):
+        (tmp_path / name).write_text("")
+    assert [path.name for path in vote_files(tmp_path)] == ["a.jsonl", "b.csv"]
+    assert vote_files(tmp_path / "b.csv") == [tmp_path / "b.csv"]

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from cai_jax.data.bad_records import BadRecords
 from cai_jax.data.judged import KNOWN, answer_arrays, judged, known_label, read_pairs
 from cai_jax.data.schema import Asked, Comparison, Pair, Turn, read_records, write_records
 from cai_jax.errors import InputError
@@ -57,3 +58,18 @@ def test_several_questions_are_averaged_and_kept():
 def test_certainty_does_not_underflow():
     c = judged(PAIR, [Asked("p", True, 0.0, -900.0), Asked("p", False, -900.0, 0.0)], 1.0)
     assert (c.logp_a, c.logp_b) == pytest.approx((0.0, -900.0))
+
+
+def test_the_comparisons_of_people_are_pairs_whose_label_is_known(tmp_path):
+    path = tmp_path / "hh.jsonl"
+    start = "\n\nHuman: q\n\nAssistant:"
+    line = {"chosen": f"{start} good", "rejected": f"{start} bad"}
+    path.write_text(json.dumps(line) + "\nnonsense\n" + json.dumps(line) + "\n")
+    bad = BadRecords("skip")
+    assert read_pairs(path, bad=bad) == [
+        Pair(f"hh-{number}", (Turn("human", "q"),), "good", "bad", {KNOWN: 1.0})
+        for number in (0, 2)
+    ]
+    assert [found["line"] for found in bad.found] == [2]
+    with pytest.raises(InputError, match="hh.jsonl:2: expected one JSON object"):
+        read_pairs(path)

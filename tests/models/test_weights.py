@@ -202,9 +202,8 @@ REFUSALS = {
         "names model-00001-of-00002.safetensors, which is not in the folder",
     ),
     "another architecture": (
-        edit_config(architectures=["GPT2LMHeadModel"]),
-        "architectures: expected LlamaForCausalLM or LlamaForSequenceClassification (one label), "
-        "found GPT2LMHeadModel",
+        edit_config(architectures=["GPTJForCausalLM"]),
+        "GPT2LMHeadModel, or its classifier with one label, found GPTJForCausalLM",
     ),
     "code of its own": (
         edit_config(architectures=["MyForCausalLM"], auto_map={"AutoModel": "my.MyForCausalLM"}),
@@ -212,20 +211,28 @@ REFUSALS = {
     ),
     "no architecture": (edit_config(architectures=None), "found none"),
     "architectures no list": (edit_config(architectures="Llama"), "architectures: expected a list"),
-    "RoPE scaling of Llama 3.1": (
-        edit_config(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}),
-        "rope_parameters.rope_type: only 'default' is supported, found 'llama3'",
+    "an unknown RoPE scaling": (
+        edit_config(rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0}),
+        "rope_parameters.rope_type: expected one of default, linear, llama3, yarn, "
+        "found 'longrope'",
     ),
-    "old RoPE scaling": (
-        edit_config(rope_scaling={"type": "linear", "factor": 2.0}),
-        "rope_scaling: only None is supported",
+    "an old unknown RoPE scaling": (
+        edit_config(rope_scaling={"type": "dynamic", "factor": 2.0}),
+        "rope_scaling.rope_type: expected one of default, linear, llama3, yarn, found 'dynamic'",
     ),
     "RoPE of half the head": (
         edit_config(partial_rotary_factor=0.5),
         "partial_rotary_factor: only 1.0 is supported, found 0.5",
     ),
-    "a bias": (edit_config(attention_bias=True), "attention_bias: only False is supported"),
-    "another activation": (edit_config(hidden_act="gelu"), "hidden_act: only 'silu' is supported"),
+    "a bias that is not there": (
+        edit_config(attention_bias=True),
+        "tensor model.layers.0.self_attn.q_proj.bias of shape [16] is missing",
+    ),
+    "another activation": (
+        edit_config(hidden_act="relu"),
+        "hidden_act: expected one of silu, swish, gelu, gelu_pytorch_tanh, gelu_new, gelu_fast, "
+        "found 'relu'",
+    ),
     "quantized": (
         edit_config(quantization_config={"bits": 4}),
         "quantization_config: only None is supported",
