@@ -59,6 +59,7 @@ def default_config() -> ConfigDict:
     config.epochs = 1
     config.pairs = 32  # comparisons in a batch, which is an update: twice as many texts
     config.accumulate = 1  # parts of a batch, one after the other: less memory, the same update
+    config.dialogue_format = "plain"  # "\n\nHuman: ..."; or "chat", the model's own template
     config.sequence_length = 160  # tokens of dialogue, response and end, at most
     # Pairs that are longer: "truncate" (the beginning of the dialogue), "drop" or "refuse".
     config.on_long = "truncate"
@@ -106,6 +107,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     device_mesh = mesh.make_mesh(config.mesh)
     check_divides(config, sharding.batch_parts(device_mesh))
     model = checkpoints.load_model(inputs["model"], device_mesh)
+    model = checkpoints.in_format(model, config.dialogue_format)
     bad = BadRecords(config.data.on_bad_record)
     data = prepare(config, inputs, model, bad)
     pairs = [pair for source in data if source.trained for pair in source.fitted.pairs]
@@ -239,7 +241,9 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
             the devices.
     """
     from cai_jax.data.packing import ON_LONG
+    from cai_jax.text.formats import dialogue_format
 
+    dialogue_format(config.dialogue_format)
     for role in ("model", "comparisons"):
         if not inputs.get(role):
             raise InputError(f"inputs: expected model and comparisons, found no {role}")
@@ -286,8 +290,9 @@ def prepare(
         InputError: nothing to train on is left, or a token is none of the model's.
     """
     from cai_jax.data.comparisons import fit_pairs
-    from cai_jax.text.dialogue import render
+    from cai_jax.text.formats import dialogue_format
 
+    render = dialogue_format(config.dialogue_format).dialogue
     longest = min(config.sequence_length, model.config.max_positions)
     data = []
     for number, (name, trained, records) in enumerate(read(inputs, config.fields, bad)):
