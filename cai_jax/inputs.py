@@ -29,8 +29,8 @@ RECORD_TYPES = {
 }
 # The kinds of steps that make what a role needs; a role that is not here takes any.
 MAKERS = {
-    "model": ("finetune", "ppo", "preference"),
-    "models": ("finetune", "ppo", "preference"),
+    "model": ("finetune", "ppo", "dpo", "preference"),
+    "models": ("finetune", "ppo", "dpo", "preference"),
     "preference_model": ("preference",),
     "prompts": ("red_team",),
     "data": ("critique_revise",),
@@ -208,7 +208,7 @@ def _check_model(role: str, folder: Path, needs_weights: bool) -> None:
 
 def _check_records(path: Path, bad: BadRecords) -> None:
     record_type = None
-    for where, value in schema.lines(path):
+    for where, _, value in rows.read_rows(path):
         try:
             if isinstance(value, InputError):
                 raise value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,3 +139,32 @@ def check_models(
                 f"{role}: its tokenizer gives id {largest}, but its vocabulary has only "
                 f"{model.config.vocab_size} entries; the folder's files do not belong together"
             )
+
+
+def pair_scores(params: Any, config: ModelConfig, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """Scores of responses A and B, [B] each, of a batch on devices; differentiable.
+
+    Args:
+        params: of a preference model.
+        config: of the model.
+        batch: arrays as `data/comparisons.py` has them: a PairBatch, whose texts stand each in a
+            row of its own, padded on the left, or a SharedBatch, whose responses share a row and
+            the one copy of their prompt there.
+    """
+    if hasattr(batch, "ends"):
+        hidden, _ = transformer.forward(
+            params,
+            config,
+            batch.tokens,
+            positions=batch.positions,
+            segments=batch.segments,
+            parents=batch.parents,
+        )
+        last = jnp.take_along_axis(hidden, batch.ends[..., None], axis=1)  # [B, 2, D]
+        scores = transformer.scores(params, last)
+        return scores[:, 0], scores[:, 1]
+    tokens, mask = (x.reshape(-1, x.shape[-1]) for x in (batch.tokens, batch.mask))  # [2B, T]
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    hidden, _ = transformer.forward(params, config, tokens, positions=positions, segments=mask)
+    scores = transformer.scores(params, hidden[:, -1]).reshape(-1, 2)
+    return scores[:, 0], scores[:, 1]

@@ -272,14 +272,15 @@ def prepare(
 
 def read(path: Path, bad: BadRecords | None = None) -> list[Any]:
     """The records of a file or step folder; their kind shows in the first line's fields."""
-    from cai_jax.data import schema
+    from cai_jax.data import rows, schema
 
     if path.is_dir():
         found = [path / name for name in RECORD_FILES if (path / name).is_file()]
         if not found:
             raise InputError(f"{path}: expected {', '.join(RECORD_FILES)}, found none of them")
         return [record for file in found for record in read(file, bad)]
-    first = next((value for _, value in schema.lines(path) if isinstance(value, dict)), {})
+    values = (row.value for row in rows.read_rows(path))
+    first = next((value for value in values if isinstance(value, dict)), {})
     kinds = {"pieces": schema.Document, "rounds": schema.Chain}
     kind = next((kinds[field] for field in kinds if field in first), schema.Demonstration)
     records: list[Any] = schema.read_records(path, kind, bad)

@@ -9,9 +9,9 @@ trained on other comparisons before is a step of the same kind, whose result is 
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -26,23 +26,11 @@ if typing.TYPE_CHECKING:
 
     import jax
 
-    from cai_jax.data.bad_records import BadRecords
-    from cai_jax.data.comparisons import FittedPairs, PairBatch, TokenPair
-    from cai_jax.data.schema import Comparison
+    from cai_jax.data.comparison_sources import Source
+    from cai_jax.data.comparisons import PairBatch, SharedBatch, TokenPair
     from cai_jax.models.config import ModelConfig
 
-RECORD_FILE = "comparisons.jsonl"
-TRAINING = "training"
 ADAPTER = "adapter"  # the step's folder for LoRA's factors
-
-
-class Source(NamedTuple):
-    """The comparisons of one input."""
-
-    name: str
-    trained: bool  # whether they are trained on, or held out
-    weight: float
-    fitted: FittedPairs
 
 
 def default_config() -> ConfigDict:
@@ -58,6 +46,9 @@ def default_config() -> ConfigDict:
     config.centring = 0.0  # of (score A + score B)^2 in the loss, which holds scores near 0
     config.epochs = 1
     config.pairs = 32  # comparisons in a batch, which is an update: twice as many texts
+    # Both responses after one copy of their prompt, in a row: faster where prompts are longer than
+    # responses; the same scores but for rounding.
+    config.shared_prompts = False
     config.accumulate = 1  # parts of a batch, one after the other: less memory, the same update
     config.dialogue_format = "plain"  # "\n\nHuman: ..."; or "chat", the model's own template
     config.sequence_length = 160  # tokens of dialogue, response and end, at most
@@ -97,21 +88,33 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core import keys, mesh, sharding, training
     from cai_jax.core.metrics import MetricsWriter
     from cai_jax.core.progress import Progress
-    from cai_jax.data import pipeline
+    from cai_jax.data import comparison_sources, comparisons, pipeline
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.data.comparisons import fill_pairs
     from cai_jax.models import peft_adapter, transformer
     from cai_jax.models.language_model import LanguageModel
+    from cai_jax.text.formats import dialogue_format
 
     check(config, inputs)
     device_mesh = mesh.make_mesh(config.mesh)
     check_divides(config, sharding.batch_parts(device_mesh))
     model = checkpoints.load_model(inputs["model"], device_mesh)
     model = checkpoints.in_format(model, config.dialogue_format)
+    render = dialogue_format(config.dialogue_format).dialogue
+    longest = min(config.sequence_length, model.config.max_positions)
     bad = BadRecords(config.data.on_bad_record)
-    data = prepare(config, inputs, model, bad)
+    data = comparison_sources.read_sources(
+        [paths(inputs, role) for role in ("comparisons", "held_out")],
+        config.weights,
+        lambda path: comparison_sources.read_file(path, config.fields, bad),
+        lambda records: comparisons.fit_pairs(
+            records, model.tokenizer, render, longest, config.on_long
+        ),
+    )
+    comparison_sources.check(data, longest, model.config.vocab_size)
     pairs = [pair for source in data if source.trained for pair in source.fitted.pairs]
-    length = max(len(text) for source in data for pair in source.fitted.pairs for text in pair[1:3])
+    fill: Any = comparisons.fill_shared if config.shared_prompts else comparisons.fill_pairs
+    length_of = comparisons.shared_length if config.shared_prompts else comparisons.longer_length
+    length = max(length_of(pair) for source in data for pair in source.fitted.pairs)
     key = keys.base_key(config.seed, folder.name)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
 
@@ -134,8 +137,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         out_shardings=(shardings, whole),
     )
 
-    def place(pairs: Sequence[TokenPair]) -> PairBatch:
-        return jax.device_put(fill_pairs(pairs, config.pairs, length), batch_sharding)
+    def place(pairs: Sequence[TokenPair]) -> PairBatch | SharedBatch:
+        return jax.device_put(fill(pairs, config.pairs, length), batch_sharding)
 
     tokens = 0
     pending: list[Any] = []  # metrics still on devices: read together, so that nothing waits
@@ -185,7 +188,7 @@ def evaluate(
     """Measures all sources, and writes evaluation.json and the scores' statistics.
 
     Args:
-        data: what `prepare` gives.
+        data: of all sources, as `read_sources` gives them.
         batch_size: pairs that `measure` takes at a time, at most.
         measure: pairs -> (sums over them, scores [2, B] of sides A and B).
         folder: of the step, with its model.
@@ -197,6 +200,7 @@ def evaluate(
 
     from cai_jax.algorithms.preference_measures import measures
     from cai_jax.core import artifact
+    from cai_jax.data.comparison_sources import TRAINING
     from cai_jax.models import score_statistics
 
     groups: dict[str, list[Source]] = {TRAINING: [source for source in data if source.trained]}
@@ -281,63 +285,6 @@ def check_divides(config: ConfigDict, parts: int) -> None:
         )
 
 
-def prepare(
-    config: ConfigDict, inputs: dict[str, Any], model: Any, bad: BadRecords
-) -> list[Source]:
-    """Reads and tokenizes all sources: those to train on, in their order, then the held-out ones.
-
-    Raises:
-        InputError: nothing to train on is left, or a token is none of the model's.
-    """
-    from cai_jax.data.comparisons import fit_pairs
-    from cai_jax.text.formats import dialogue_format
-
-    render = dialogue_format(config.dialogue_format).dialogue
-    longest = min(config.sequence_length, model.config.max_positions)
-    data = []
-    for number, (name, trained, records) in enumerate(read(inputs, config.fields, bad)):
-        fitted = fit_pairs(records, model.tokenizer, render, longest, config.on_long)
-        weight = float(config.weights[number]) if trained and config.weights else 1.0
-        pairs = [pair._replace(weight=weight) for pair in fitted.pairs]
-        data.append(Source(name, trained, weight, fitted._replace(pairs=pairs)))
-    if not any(source.fitted.pairs for source in data if source.trained):
-        dropped = sum(source.fitted.dropped for source in data if source.trained)
-        raise InputError(
-            f"comparisons: expected pairs that fit, found none ({dropped} are longer than "
-            f"{longest} tokens); raise sequence_length"
-        )
-    texts = (text for source in data for pair in source.fitted.pairs for text in pair[1:3])
-    largest = max(map(max, texts))
-    if largest >= model.config.vocab_size:
-        raise InputError(
-            f"model: its tokenizer gives id {largest}, but its vocabulary has only "
-            f"{model.config.vocab_size} entries; the folder's files do not belong together"
-        )
-    return data
-
-
-def read(
-    inputs: dict[str, Any], fields: Mapping[str, str], bad: BadRecords
-) -> list[tuple[str, bool, list[Comparison]]]:
-    """(name, whether to train on it, comparisons) of each source; names are those of the paths."""
-    from cai_jax.data import schema
-
-    found: list[tuple[str, bool, list[Comparison]]] = []
-    for role in ("comparisons", "held_out"):
-        taken = {TRAINING}
-        for path in paths(inputs, role):
-            name = readers.name_of(path)
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            if path.is_dir():
-                records = schema.read_records(path / RECORD_FILE, schema.Comparison, bad)
-            else:
-                records = readers.read_comparisons(path, fields, bad)
-            found.append((name, role == "comparisons", records))
-    return found
-
-
 def paths(inputs: dict[str, Any], role: str) -> list[Path]:
     """The paths of a role that has none, one or a list."""
     value = inputs.get(role) or []
@@ -370,12 +317,12 @@ def make_step(model_config: ModelConfig, optimizer: Any, config: ConfigDict) -> 
 def loss_and_sums(
     params: Any, config: ModelConfig, batch: Any, centring: float
 ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
-    """What is made small, summed over the pairs of a PairBatch, and what it is made of.
+    """What is made small, summed over the pairs of a batch, and what it is made of.
 
     Args:
         params: of a preference model.
         config: of the model.
-        batch: a `PairBatch` on devices.
+        batch: a `PairBatch` or `SharedBatch` on devices.
         centring: of the squared sum of a pair's scores (Eisenstein et al. 2023), beside the loss of
             Bradley and Terry, which knows their difference alone.
 
@@ -385,8 +332,9 @@ def loss_and_sums(
     import jax.numpy as jnp
 
     from cai_jax.algorithms import labels, losses
+    from cai_jax.generation.preference import pair_scores
 
-    score_a, score_b = pair_scores(params, config, batch.tokens, batch.mask)
+    score_a, score_b = pair_scores(params, config, batch)
     margin = score_a - score_b
     # A label of exactly a half has no better response, so that no score gets it right or wrong.
     decided = batch.weights * (batch.p_a != 0.5)
@@ -402,21 +350,6 @@ def loss_and_sums(
     if centring:
         total += centring * jnp.sum(batch.weights * (score_a + score_b) ** 2)
     return total, sums, jnp.stack([score_a, score_b])
-
-
-def pair_scores(
-    params: Any, config: ModelConfig, tokens: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Scores of responses A and B, [B] each, from pairs [B, 2, T] padded on the left."""
-    import jax.numpy as jnp
-
-    from cai_jax.models import transformer
-
-    tokens, mask = (x.reshape(-1, x.shape[-1]) for x in (tokens, mask))  # [2B, T]
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    hidden, _ = transformer.forward(params, config, tokens, positions=positions, segments=mask)
-    scores = transformer.scores(params, hidden[:, -1]).reshape(-1, 2)
-    return scores[:, 0], scores[:, 1]
 
 
 def summed(

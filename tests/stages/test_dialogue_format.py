@@ -10,6 +10,7 @@ from tiny_models import write_llama, write_tokenizer
 from world_models import human, one_device
 
 from cai_jax import checkpoints
+from cai_jax.data import comparisons
 from cai_jax.data.schema import (
     Answer,
     Chain,
@@ -22,6 +23,7 @@ from cai_jax.data.schema import (
 )
 from cai_jax.errors import InputError
 from cai_jax.stages import compare, critique_revise, evaluate, feedback, finetune, ppo, preference
+from cai_jax.text import formats
 
 
 class Turns:
@@ -190,22 +192,33 @@ def test_finetuning_trains_what_the_chat_samples(tmp_path, models):
         assert example.weights.tolist() == weights
 
 
-def test_comparisons_are_conversations(tmp_path, models):
-    from cai_jax.data.bad_records import BadRecords
-
+def test_comparisons_are_conversations(models):
     model = checkpoints.load_model(models["preference"])
     record = Comparison("c", human("hi"), "yes", "no", p_a=1.0, source="human")
-    write_records(tmp_path / "comparisons.jsonl", [record])
-    config = one_device(preference.default_config(), dialogue_format="chat")
-    [source] = preference.prepare(
-        config,
-        {"comparisons": tmp_path / "comparisons.jsonl"},
-        checkpoints.in_format(model, "chat"),
-        BadRecords("refuse"),
-    )
-    [pair] = source.fitted.pairs
+    tokenizer, chat = model.tokenizer.in_format("chat"), formats.dialogue_format("chat")
+    [pair] = comparisons.fit_pairs([record], tokenizer, chat.dialogue, 64, "refuse").pairs
     assert pair.a == [*chat_ids(model, "hi"), *model.tokenizer.encode("yes"), 1]
     assert pair.b == [*chat_ids(model, "hi"), *model.tokenizer.encode("no"), 1]
+
+
+def test_a_preference_model_is_trained_on_conversations(tmp_path, models, monkeypatch):
+    """What the stage trains on is what `fit_pairs` makes in the chat format."""
+    record = Comparison("c", human("hi"), "yes", "no", p_a=1.0, source="human")
+    write_records(tmp_path / "comparisons.jsonl", [record])
+    seen = []
+
+    def fit_pairs(records, tokenizer, render, *rest):
+        seen.append(fitted := fit(records, tokenizer, render, *rest))
+        raise InterruptedError(fitted)
+
+    fit = comparisons.fit_pairs
+    monkeypatch.setattr(comparisons, "fit_pairs", fit_pairs)
+    roles = {"model": models["preference"], "comparisons": tmp_path / "comparisons.jsonl"}
+    with pytest.raises(InterruptedError):
+        run_stage(preference, tmp_path / "step", roles, dialogue_format="chat")
+    model = checkpoints.load_model(models["preference"])
+    [pair] = seen[0].pairs
+    assert pair.a == [*chat_ids(model, "hi"), *model.tokenizer.encode("yes"), 1]
 
 
 def test_ppo_and_evaluation_prompt_with_the_template(tmp_path, models):

@@ -1,5 +1,5 @@
-"""The same config gives the same losses on every mesh: finetune, preference and ppo on four
-devices against one."""
+"""The same config gives the same losses on every mesh: all stages that train, on four devices
+against one."""
 
 import jax
 import numpy as np
@@ -16,17 +16,19 @@ from cai_jax.data.schema import (
     read_records,
     write_records,
 )
-from cai_jax.stages import finetune, ppo, preference
+from cai_jax.stages import dpo, finetune, ppo, preference
 
 # Each pair of axes with one of the stages: all of them with all would take minutes to compile.
 MESHES = {
     "finetune": {"data": 2, "fsdp": 2, "tensor": 1},
     "preference": {"data": 2, "fsdp": 1, "tensor": 2},
+    "dpo": {"data": 2, "fsdp": 1, "tensor": 2},
     "ppo": {"data": 1, "fsdp": 2, "tensor": 2},
 }
 SETTINGS = {
     "finetune": (finetune, {"rows": 4, "sequence_length": 32, "log_every": 1}),
     "preference": (preference, {"pairs": 4, "log_every": 1}),
+    "dpo": (dpo, {"pairs": 4, "log_every": 1}),
     "ppo": (
         ppo,
         {
@@ -67,6 +69,7 @@ def inputs(tmp_path_factory):
             "comparisons": [folder / "comparisons.jsonl"],
             "held_out": [folder / "comparisons.jsonl"],
         },
+        "dpo": {"model": model, "comparisons": [folder / "comparisons.jsonl"]},
         "ppo": {
             "model": model,
             "preference_model": write_model(folder / "pm", seed=1, preference_model=True),

@@ -13,11 +13,11 @@ from world_models import WORDS, human, one_device, write_model
 from cai_jax import checkpoints
 from cai_jax.core import artifact, mesh, training
 from cai_jax.core.metrics import read_metrics
-from cai_jax.data.comparisons import TokenPair, fill_pairs, fit_pairs
+from cai_jax.data.comparisons import TokenPair, fill_pairs, fill_shared, fit_pairs
 from cai_jax.data.schema import Comparison, write_records
 from cai_jax.data.tokenization import load_tokenizer
 from cai_jax.errors import InputError
-from cai_jax.generation.preference import preference_scores
+from cai_jax.generation.preference import pair_scores, preference_scores
 from cai_jax.models import score_statistics, transformer
 from cai_jax.stages import preference
 from cai_jax.text.dialogue import render
@@ -430,3 +430,46 @@ def test_people_s_own_columns_train_as_our_records_do_and_bad_rows_are_listed(mo
     assert metrics[0] == metrics[1]
     (line,) = (tmp_path / "csv/pm/bad_records.jsonl").read_text().splitlines()
     assert json.loads(line)["line"] == 6
+
+
+@pytest.fixture(scope="module")
+def shared_pairs():
+    """Prompts of many lengths, one of them none at all, and responses of one token and more."""
+    rng = np.random.default_rng(2)
+    pairs = []
+    for number, (prompt, a, b) in enumerate([(9, 3, 5), (1, 1, 4), (0, 2, 2), (12, 4, 1)]):
+        texts = [rng.integers(3, 800, n).tolist() for n in (prompt, a, b)]
+        sides = [[*texts[0], *texts[i], 2] for i in (1, 2)]
+        pairs.append(TokenPair(str(number), *sides, 0.7, shared=prompt))
+    return pairs
+
+
+def test_responses_that_share_their_prompt_have_the_scores_of_texts_alone(
+    random_model, shared_pairs
+):
+    shared = fill_shared(shared_pairs, 6, 24)
+    scores = jax.jit(pair_scores, static_argnums=1)
+    found = scores(random_model.params, random_model.config, shared)
+    alone = scores(random_model.params, random_model.config, fill_pairs(shared_pairs, 6, 20))
+    for side, of_alone in zip(found, alone):
+        np.testing.assert_allclose(side[:4], of_alone[:4], atol=1e-5)
+        assert np.ptp(side[:4]) > 0.1
+    # What stands in B does not touch A, to the bit.
+    changed = [pair._replace(b=[*pair.b[:-1], 5, 2]) for pair in shared_pairs]
+    others = scores(random_model.params, random_model.config, fill_shared(changed, 6, 24))
+    np.testing.assert_array_equal(others[0][:4], found[0][:4])
+    assert np.abs(others[1][:4] - found[1][:4]).min() > 1e-3
+
+
+def test_shared_prompts_train_as_texts_alone_do(model, tmp_path):
+    write_records(tmp_path / "pairs.jsonl", draw_comparisons(24, seed=6))
+    inputs = {"model": model, "comparisons": tmp_path / "pairs.jsonl"}
+    runs = []
+    for name, shared in (("alone", False), ("shared", True)):
+        counts = run(
+            tmp_path / name / "pm", inputs, pairs=8, epochs=2, log_every=1, shared_prompts=shared
+        )
+        runs.append((counts, read_metrics(tmp_path / name / "pm")))
+    assert runs[0][0] == pytest.approx(runs[1][0])
+    for alone, shared in zip(runs[0][1], runs[1][1], strict=True):
+        assert shared == pytest.approx(alone, rel=1e-4, abs=1e-5)
