@@ -193,7 +193,7 @@ def _sample(
             asked = [dialogue_format(config.dialogue_format).dialogue(p.dialogue) for p in records]
             completions = generate(
                 model,
-                model.tokenizer.encode_prompts(asked),
+                [model.tokenizer.encode_prompt(prompt) for prompt in asked],
                 settings,
                 # The key knows the prompt, not the model.
                 (base_key(config.seed, folder.name), [prompt.id for prompt in records]),
