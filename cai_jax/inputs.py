@@ -7,7 +7,7 @@ from typing import Any
 
 from cai_jax import checkpoints
 from cai_jax.core import artifact
-from cai_jax.data import blind, choices, judged, readers, rows, schema, tfds_splits, xstest
+from cai_jax.data import blind, readers, rows, schema, tfds_splits, xstest
 from cai_jax.data.bad_records import BadRecords
 from cai_jax.errors import InputError
 from cai_jax.text.constitution import load_constitution
@@ -114,7 +114,9 @@ def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
     elif role == "constitution":
         load_constitution(path)
     elif role == "evaluations":
-        choices.read_choices(path)
+        from cai_jax.data.choices import read_choices
+
+        read_choices(path)
     elif role == "xstest":
         xstest.read_xstest(path)
     elif role == "votes":
@@ -131,7 +133,9 @@ def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
     elif role in COMPARISON_ROLES:
         readers.read_comparisons(path, fields, bad)
     elif role == "pairs" and "fields" in config:
-        judged.read_pairs(path, fields, bad)
+        from cai_jax.data.judged import read_pairs
+
+        read_pairs(path, fields, bad)
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         _check_records(path, bad)
 
