@@ -1,7 +1,8 @@
 """Memory of a step on each device and its time, by closed formulas: rough, and stated.
 
 Everything is computed from the shape of the model, the config of the step and numbers of the
-hardware. Nothing is measured. Notation: P parameters; b bytes of an activation (2 in bfloat16, 4 in
+hardware. Nothing is measured, collectives are left out, and every family is counted as if its MLP
+were gated and its attention whole. Notation: P parameters; b bytes of an activation (2 in bfloat16, 4 in
 float32); S = fsdp x tensor devices that split parameters, C = data x fsdp those that split a batch;
 R rows and T tokens of a batch; and the letters of `models/transformer.py`.
 
@@ -266,6 +267,7 @@ MEMORY: Mapping[str, Callable[[Mapping[str, Any], Models], Memory]] = {
     "preference": _preference,
     "dpo": _preference,
     "ppo": _ppo,
+    "best_of_n": _sampling,
     "red_team": _sampling,
     "critique_revise": _sampling,
     "compare": _sampling,

@@ -33,7 +33,7 @@ MAKERS = {
     "models": ("finetune", "ppo", "dpo", "preference"),
     "preference_model": ("preference",),
     "prompts": ("red_team",),
-    "data": ("critique_revise",),
+    "data": ("critique_revise", "best_of_n"),
     "chains": ("critique_revise",),
     "pairs": ("compare", "pair_answers"),
     "answers": ("evaluate",),

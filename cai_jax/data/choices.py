@@ -5,16 +5,20 @@ in "The answer is:"; `corrects` and `incorrects` share the options out, " (A)" a
 compare two responses add "text_correct" and "text_incorrect": the dialogue with either of them.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 import string
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from cai_jax.data.schema import Choice, json_lines, parse
 from cai_jax.errors import InputError
+
+if typing.TYPE_CHECKING:
+    import numpy as np
 
 THE_ANSWER = "The answer is:"
 RESPONSE = "\n\nAssistant:"
@@ -152,6 +156,8 @@ def choice_of(
         reasonings: of the samples, if there were any.
         scored: whether they are scores.
     """
+    import numpy as np  # not before there are answers: checking inputs is to be quick
+
     question = questions[index]
     total = np.logaddexp.reduce(logps, axis=1, keepdims=True)
     probabilities = np.exp(logps - total).mean(0)

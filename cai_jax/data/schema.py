@@ -161,6 +161,17 @@ class Rollout:
 
 
 @dataclasses.dataclass(frozen=True)
+class Candidates:
+    """Several responses to one dialogue with their PM scores; `best` counts from 0."""
+
+    id: str
+    dialogue: Dialogue
+    responses: tuple[str, ...]
+    scores: tuple[float, ...]
+    best: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Answer:
     """What a model answered to prompt `id` of an evaluation set, and the judge's verdict on it."""
 

@@ -82,8 +82,7 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
 def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Trains the `model` on `data`, and writes model/ and metrics.jsonl.
 
-    With LoRA, model/ has the factors merged in, and adapter/ has them as PEFT reads them, unless
-    the model's family has its projections in one module.
+    With LoRA, model/ has the factors merged in, and adapter/ has them as PEFT reads them.
 
     Args:
         config: as `default_config`, with `seed` and `mesh`.
@@ -92,8 +91,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         folder: the step's own, empty.
 
     Returns:
-        Counts: records (sequences trained on), tokens, steps, truncated, dropped, loss; with LoRA
-        adapters, 1 where adapter/ was written.
+        Counts: records (sequences trained on), tokens, steps, truncated, dropped, loss.
     """
     import jax
 
@@ -171,10 +169,9 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     checkpoints.save_model(folder, LanguageModel(model.config, params, model.tokenizer))
     counts = {"records": records, "tokens": tokens} | report | {"steps": num_steps, "loss": loss}
     if config.lora.rank:
-        made = peft_adapter.write(
+        peft_adapter.write(
             folder / ADAPTER, model.config, trained, config.lora, str(inputs["model"])
         )
-        counts["adapters"] = int(made)
     return counts
 
 

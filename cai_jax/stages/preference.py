@@ -165,10 +165,9 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     counts = {"records": len(pairs) * config.epochs, "tokens": tokens, "steps": num_steps}
     counts |= bad.report(folder)
     if config.lora.rank:
-        made = peft_adapter.write(
+        peft_adapter.write(
             folder / ADAPTER, model.config, trained, config.lora, str(inputs["model"])
         )
-        counts["adapters"] = int(made)
     measure = jax.jit(
         lambda params, batch: loss_and_sums(params, model_config, batch, 0.0)[1:],
         in_shardings=(sharding.tree_shardings(params, device_mesh), batch_sharding),

@@ -373,7 +373,8 @@ def test_lora_trains_the_head_and_the_named_projections_alone(trained, tmp_path)
     counts = run(
         tmp_path / "pm", inputs, lora=changes, epochs=2, pairs=16, learning_rate=2e-2, accumulate=2
     )
-    assert counts["adapters"] == 1 and counts["held_out_accuracy"] > 0.75
+    assert counts["held_out_accuracy"] > 0.75
+    assert (tmp_path / "pm" / "adapter" / "adapter_config.json").is_file()
     artifact.write_manifest(tmp_path / "pm", {"kind": "preference"})
     saved, base = checkpoints.load_model(tmp_path / "pm"), checkpoints.load_model(inputs["model"])
     assert np.abs(saved.params.pop("score_head")["kernel"]).max() > 0.01
