@@ -57,6 +57,7 @@ def default_config() -> ConfigDict:
     config.update(ppo_options.default_config())
     config.iterations = 60  # rollouts, each with its update
     config.prompts_per_iteration = 32
+    config.dialogue_format = "plain"  # "\n\nHuman: ..."; or "chat", the model's own template
     config.max_prompt_tokens = 96
     config.on_long = "drop"  # prompts that are longer: "drop" or "refuse"
     config.max_new_tokens = 44
@@ -101,6 +102,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     check_divides(config, sharding.batch_parts(device_mesh))
     reference = checkpoints.load_model(inputs["model"], device_mesh)
     preference = checkpoints.load_model(inputs["preference_model"], device_mesh)
+    reference = checkpoints.in_format(reference, config.dialogue_format)
+    preference = checkpoints.in_format(preference, config.dialogue_format)
     bad = BadRecords(config.data.on_bad_record)
     fitted = read_prompts(config, inputs["prompts"], reference, bad)
     check_models(reference, preference, fitted.ids, config.max_new_tokens + 1)
@@ -180,6 +183,9 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
     Raises:
         InputError: a role is missing, a number means nothing, or batches do not divide.
     """
+    from cai_jax.text.formats import dialogue_format
+
+    dialogue_format(config.dialogue_format)
     for role in ("model", "preference_model", "prompts"):
         if not inputs.get(role):
             raise InputError(
@@ -230,8 +236,9 @@ def read_prompts(
 ) -> FittedPrompts:
     """The prompts that fit, their token ids, and how many do not."""
     from cai_jax.data.prompt_batches import fit_prompts
-    from cai_jax.text.dialogue import render
+    from cai_jax.text.formats import dialogue_format
 
+    render = dialogue_format(config.dialogue_format).dialogue
     prompts = readers.read_all_prompts(sources, 0, config.fields, bad)
     return fit_prompts(prompts, model.tokenizer, render, config.max_prompt_tokens, config.on_long)
 
