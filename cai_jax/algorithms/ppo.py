@@ -38,11 +38,12 @@ class Experience(NamedTuple):
 
 
 class Controls(NamedTuple):
-    """Numbers that change from one iteration to the next, so that nothing is compiled again."""
+    """Numbers that change from one iteration to the next; arguments, so that nothing is compiled
+    again. Float32 scalars, of JAX or NumPy."""
 
-    offset: jax.Array | float  # [] taken off the scores
-    scale: jax.Array | float  # [] divides them then
-    kl_coef: jax.Array | float  # [] beta
+    offset: Any  # taken off the scores
+    scale: Any  # divides them then
+    kl_coef: Any  # beta
 
 
 def make_update(

@@ -31,6 +31,7 @@ from cai_jax.core import optimizer as optimizers
 from cai_jax.data import readers
 from cai_jax.data.prompt_batches import ON_LONG
 from cai_jax.errors import InputError
+from cai_jax.models import computing
 
 if typing.TYPE_CHECKING:
     import jax
@@ -50,6 +51,7 @@ LOWEST = {
 def default_config() -> ConfigDict:
     """Every parameter of the step; those of the algorithm and of the optimizer stand beside."""
     config = optimizers.default_config()
+    config.update(computing.default_config())
     config.learning_rate = 3e-4
     config.weight_decay = 0.0  # would pull towards 0, not towards the reference
     config.update(ppo_options.default_config())
@@ -200,6 +202,7 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
         raise InputError(f"on_long: expected {' or '.join(ON_LONG)}, found {config.on_long!r}")
     ppo_options.check(config)
     optimizers.check(config)
+    computing.check(config)
     check_divides(config, config.mesh.data * config.mesh.fsdp)
 
 
@@ -290,11 +293,14 @@ def compiled(
 
     rows, whole = sharding.batch_sharding(device_mesh), sharding.replicated(device_mesh)
     frozen = [sharding.tree_shardings(of.params, device_mesh) for of in (model, preference)]
-    evaluate = make_evaluate(config, model.config, preference.config)
+    policy_config, preference_config = (
+        computing.computed(of.config, config) for of in (model, preference)
+    )
+    evaluate = make_evaluate(config, policy_config, preference_config)
     respond = make_rollout(
         evaluate,
-        model.config,
-        preference.config,
+        policy_config,
+        preference_config,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         eos_id=model.tokenizer.eos_id,

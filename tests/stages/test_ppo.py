@@ -458,6 +458,8 @@ def test_a_training_that_diverges_keeps_what_was_good(inputs, tmp_path, monkeypa
             "baseline": "none",
             "truncation": "bootstrap",
             "temperature": 0.7,
+            "compute_dtype": "bfloat16",
+            "remat": "dots",
         },
     ],
     ids=["group", "values of a preference model"],
