@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.resources
 import re
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,20 @@ def load_model(
     )
 
 
+def in_format(model: LanguageModel, name: str) -> LanguageModel:
+    """The model with the tokenizer of a dialogue format of `text/formats.py`.
+
+    Raises:
+        InputError: the format is "chat", and the model has no chat template for it.
+    """
+    if name == "plain":
+        return model
+    try:
+        return model._replace(tokenizer=model.tokenizer.in_format(name))
+    except InputError as error:
+        raise InputError(f"dialogue_format {name}: {error}") from None
+
+
 def save_model(step_folder: Path, model: LanguageModel, name: str = MODEL) -> None:
     """Saves a model as `step_folder`/`name`; the step is finished only with its manifest.
 
@@ -172,11 +187,38 @@ def save_model(step_folder: Path, model: LanguageModel, name: str = MODEL) -> No
     checkpoint.save(folder / PARAMS, params)
 
 
-def export_model(folder: Path, model: LanguageModel) -> None:
-    """Writes a model into an existing folder as `transformers` reads it, tokenizer included."""
+def export(reference: str | Path, folder: Path) -> None:
+    """Writes a model into an existing folder as `transformers` reads it.
+
+    No more than what is written is in memory, and on the host one tensor of it. The ids that end
+    texts are those of the source's config.json: a model trained in the chat format ends its answers
+    as its chat template does.
+
+    Raises:
+        InputError: as `load_model`.
+    """
     from cai_jax.models import weights
 
-    weights.write_folder(folder, model.config, model.params, special_tokens(model.tokenizer))
+    source = model_folder(reference)
+    config, _ = weights.read_config(source)
+    model = load_model(reference, dtype=config.dtype)
+    export_model(folder, model, weights.read_special_tokens(source))
+
+
+def export_model(
+    folder: Path, model: LanguageModel, special: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a model into an existing folder as `transformers` reads it, tokenizer included.
+
+    Args:
+        folder: where to.
+        model: what to write.
+        special: ids under "bos", "eos" and "pad", which go before those of the tokenizer.
+    """
+    from cai_jax.models import weights
+
+    special = special_tokens(model.tokenizer) | dict(special or {})
+    weights.write_folder(folder, model.config, model.params, special)
     model.tokenizer.save(folder)
 
 

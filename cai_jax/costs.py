@@ -1,9 +1,10 @@
 """Memory of a step on each device and its time, by closed formulas: rough, and stated.
 
 Everything is computed from the shape of the model, the config of the step and numbers of the
-hardware. Nothing is measured. Notation: P parameters; b bytes of an activation (2 in bfloat16, 4 in
-float32); S = fsdp x tensor devices that split parameters, C = data x fsdp those that split a batch;
-R rows and T tokens of a batch; and the letters of `models/transformer.py`.
+hardware. Nothing is measured, collectives are left out, and every family is counted as if its MLP
+were gated and its attention whole. Notation: P parameters; b bytes of an activation (2 in bfloat16,
+4 in float32); S = fsdp x tensor devices that split parameters, C = data x fsdp those that split a
+batch; R rows and T tokens of a batch; and the letters of `models/transformer.py`.
 
 Parameters are float32 always:
     weights       4 P / S for each model held; a step that trains holds the weights that it began

@@ -72,7 +72,7 @@ def fit_pairs(
     Args:
         records: the comparisons.
         tokenizer: of the model.
-        render: the prompt text of a dialogue.
+        render: the prompt of a dialogue, in the dialogue format of the tokenizer.
         length: tokens that a text may have.
         on_long: "truncate" (the beginning of the dialogue), "drop" or "refuse".
 
@@ -83,8 +83,9 @@ def fit_pairs(
     if on_long not in ON_LONG:
         raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {on_long!r}")
     dialogues = tokenizer.encode_batch([render(record.dialogue) for record in records])
-    responses_a = tokenizer.encode_batch([f" {record.response_a}" for record in records])
-    responses_b = tokenizer.encode_batch([f" {record.response_b}" for record in records])
+    answer = tokenizer.answer
+    responses_a = tokenizer.encode_batch([answer(record.response_a) for record in records])
+    responses_b = tokenizer.encode_batch([answer(record.response_b) for record in records])
     start, end = tokenizer.prompt_start, [tokenizer.eos_id]
     room = length - len(start) - len(end)
     pairs, truncated, dropped = [], 0, 0

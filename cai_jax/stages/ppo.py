@@ -31,6 +31,7 @@ from cai_jax.core import optimizer as optimizers
 from cai_jax.data import readers
 from cai_jax.data.prompt_batches import ON_LONG
 from cai_jax.errors import InputError
+from cai_jax.models import computing
 
 if typing.TYPE_CHECKING:
     import jax
@@ -50,11 +51,13 @@ LOWEST = {
 def default_config() -> ConfigDict:
     """Every parameter of the step; those of the algorithm and of the optimizer stand beside."""
     config = optimizers.default_config()
+    config.update(computing.default_config())
     config.learning_rate = 3e-4
     config.weight_decay = 0.0  # would pull towards 0, not towards the reference
     config.update(ppo_options.default_config())
     config.iterations = 60  # rollouts, each with its update
     config.prompts_per_iteration = 32
+    config.dialogue_format = "plain"  # "\n\nHuman: ..."; or "chat", the model's own template
     config.max_prompt_tokens = 96
     config.on_long = "drop"  # prompts that are longer: "drop" or "refuse"
     config.max_new_tokens = 44
@@ -91,6 +94,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import write_records
     from cai_jax.generation.preference import check_models
+    from cai_jax.models import score_statistics
     from cai_jax.models.language_model import LanguageModel
     from cai_jax.text.refusals import opens_with_refusal
 
@@ -99,6 +103,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     check_divides(config, sharding.batch_parts(device_mesh))
     reference = checkpoints.load_model(inputs["model"], device_mesh)
     preference = checkpoints.load_model(inputs["preference_model"], device_mesh)
+    reference = checkpoints.in_format(reference, config.dialogue_format)
+    preference = checkpoints.in_format(preference, config.dialogue_format)
     bad = BadRecords(config.data.on_bad_record)
     fitted = read_prompts(config, inputs["prompts"], reference, bad)
     check_models(reference, preference, fitted.ids, config.max_new_tokens + 1)
@@ -113,6 +119,9 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     responses = config.prompts_per_iteration * config.samples_per_prompt
     kept, history = [], []
     moments, offset, scale, kl_coef = Moments(), np.float32(0), 1.0, config.kl_coefficient
+    if config.score_normalization == "stored":
+        found = score_statistics.read(checkpoints.model_folder(inputs["preference_model"]))
+        offset, scale = np.float32(found.mean), found.std
     last_good = f"{inputs['model']}, where it began"
     with (
         MetricsWriter(folder) as writer,
@@ -178,6 +187,9 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
     Raises:
         InputError: a role is missing, a number means nothing, or batches do not divide.
     """
+    from cai_jax.text.formats import dialogue_format
+
+    dialogue_format(config.dialogue_format)
     for role in ("model", "preference_model", "prompts"):
         if not inputs.get(role):
             raise InputError(
@@ -190,6 +202,7 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
         raise InputError(f"on_long: expected {' or '.join(ON_LONG)}, found {config.on_long!r}")
     ppo_options.check(config)
     optimizers.check(config)
+    computing.check(config)
     check_divides(config, config.mesh.data * config.mesh.fsdp)
 
 
@@ -227,8 +240,9 @@ def read_prompts(
 ) -> FittedPrompts:
     """The prompts that fit, their token ids, and how many do not."""
     from cai_jax.data.prompt_batches import fit_prompts
-    from cai_jax.text.dialogue import render
+    from cai_jax.text.formats import dialogue_format
 
+    render = dialogue_format(config.dialogue_format).dialogue
     prompts = readers.read_all_prompts(sources, 0, config.fields, bad)
     return fit_prompts(prompts, model.tokenizer, render, config.max_prompt_tokens, config.on_long)
 
@@ -279,11 +293,14 @@ def compiled(
 
     rows, whole = sharding.batch_sharding(device_mesh), sharding.replicated(device_mesh)
     frozen = [sharding.tree_shardings(of.params, device_mesh) for of in (model, preference)]
-    evaluate = make_evaluate(config, model.config, preference.config)
+    policy_config, preference_config = (
+        computing.computed(of.config, config) for of in (model, preference)
+    )
+    evaluate = make_evaluate(config, policy_config, preference_config)
     respond = make_rollout(
         evaluate,
-        model.config,
-        preference.config,
+        policy_config,
+        preference_config,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         eos_id=model.tokenizer.eos_id,
