@@ -72,10 +72,10 @@ def write_model(folder: Path) -> None:
     for tensor in families.tensors(config, False):
         shape = families.params_shape(tensor, config)
         shape = (config.layers, *shape) if tensor.stacked else shape
-        node = params
-        for key in tensor.path[:-1]:
+        node, [path] = params, tensor.paths
+        for key in path[:-1]:
             node = node.setdefault(key, {})
-        node[tensor.path[-1]] = rng.standard_normal(shape, np.float32)
+        node[path[-1]] = rng.standard_normal(shape, np.float32)
     weights.write_folder(folder, config, params, shard_bytes=70_000_000)
 
 

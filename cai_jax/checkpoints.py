@@ -2,7 +2,8 @@
 
 A reference is a Hugging Face folder, a finished step of a workdir, "sandbox:models/<name>" for a
 model that ships with the package, or, where there is no such path, an id of the hub ("org/name"),
-which without a network is taken from the hub's local cache. A step holds its model in `model/`:
+which without a network is taken from the hub's local cache. "STEP@40" is the model that a finished
+step kept after iteration 40. A step holds its model in `model/`:
 `params/` (Orbax), `config.json` (as Hugging Face writes it) and the tokenizer's files.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib.resources
 import re
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ if typing.TYPE_CHECKING:
 SANDBOX = "sandbox:"
 MODEL = "model"  # a step's folder for its model
 PARAMS = "params"  # in it, the Orbax checkpoint
+SNAPSHOTS = "snapshots"  # its folder for models along training
 MANIFEST = "manifest.json"  # what a finished step has
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Of the hub's files: no pickle, no code, and nothing that only another program reads.
@@ -58,6 +61,9 @@ def model_folder(reference: str | Path) -> Path:
         InputError: no such folder, an unfinished step, or a step without a model.
     """
     name = str(reference)
+    step, number = split_snapshot(name)
+    if number is not None and not Path(name).exists():
+        return snapshot_folder(Path(step), number)
     if not Path(name).exists() and HUB_ID.fullmatch(name):
         return _from_hub(name)
     path = resolve(reference)
@@ -71,6 +77,35 @@ def model_folder(reference: str | Path) -> Path:
     if finished and not (path / MODEL / "config.json").is_file():
         raise InputError(f"{name}: this step makes no model; name one that has {MODEL}/")
     return path / MODEL if finished else path
+
+
+def snapshot_name(number: int) -> str:
+    """Where in a step's folder its model after iteration `number` is."""
+    return f"{SNAPSHOTS}/step-{number:04d}"
+
+
+def split_snapshot(reference: str) -> tuple[str, int | None]:
+    """("STEP", 40) of "STEP@40"; (reference, None) of any other."""
+    step, at, number = reference.rpartition("@")
+    return (step, int(number)) if at and number.isdecimal() else (reference, None)
+
+
+def snapshot_folder(step: Path, number: int) -> Path:
+    """The folder of the model that a finished step kept after iteration `number`.
+
+    Raises:
+        InputError: the step is not finished, or kept no such model.
+    """
+    if not (step / MANIFEST).is_file():
+        raise InputError(f"{step}@{number}: expected a finished step {step}, found none")
+    folder = step / snapshot_name(number)
+    if not folder.is_dir():
+        there = [int(path.name.removeprefix("step-")) for path in (step / SNAPSHOTS).glob("step-*")]
+        raise InputError(
+            f"{step}@{number}: no such model; this step kept those after iterations "
+            f"{', '.join(map(str, sorted(there))) or '(none: set its snapshot_every)'}"
+        )
+    return folder
 
 
 def load_model(
@@ -118,8 +153,22 @@ def load_model(
     )
 
 
-def save_model(step_folder: Path, model: LanguageModel) -> None:
-    """Saves a model as `step_folder`/model; the step is finished only with its manifest.
+def in_format(model: LanguageModel, name: str) -> LanguageModel:
+    """The model with the tokenizer of a dialogue format of `text/formats.py`.
+
+    Raises:
+        InputError: the format is "chat", and the model has no chat template for it.
+    """
+    if name == "plain":
+        return model
+    try:
+        return model._replace(tokenizer=model.tokenizer.in_format(name))
+    except InputError as error:
+        raise InputError(f"dialogue_format {name}: {error}") from None
+
+
+def save_model(step_folder: Path, model: LanguageModel, name: str = MODEL) -> None:
+    """Saves a model as `step_folder`/`name`; the step is finished only with its manifest.
 
     A model whose params have a `score_head` is a preference model, and loses its unembedding. A
     policy that carries a value head must be saved without it.
@@ -127,8 +176,8 @@ def save_model(step_folder: Path, model: LanguageModel) -> None:
     from cai_jax.core import checkpoint
     from cai_jax.models import weights
 
-    folder = Path(step_folder) / MODEL
-    folder.mkdir()
+    folder = Path(step_folder) / name
+    folder.mkdir(parents=True)
     params = dict(model.params)
     preference_model = "score_head" in params
     if preference_model:
@@ -138,11 +187,38 @@ def save_model(step_folder: Path, model: LanguageModel) -> None:
     checkpoint.save(folder / PARAMS, params)
 
 
-def export_model(folder: Path, model: LanguageModel) -> None:
-    """Writes a model into an existing folder as `transformers` reads it, tokenizer included."""
+def export(reference: str | Path, folder: Path) -> None:
+    """Writes a model into an existing folder as `transformers` reads it.
+
+    No more than what is written is in memory, and on the host one tensor of it. The ids that end
+    texts are those of the source's config.json: a model trained in the chat format ends its answers
+    as its chat template does.
+
+    Raises:
+        InputError: as `load_model`.
+    """
     from cai_jax.models import weights
 
-    weights.write_folder(folder, model.config, model.params, special_tokens(model.tokenizer))
+    source = model_folder(reference)
+    config, _ = weights.read_config(source)
+    model = load_model(reference, dtype=config.dtype)
+    export_model(folder, model, weights.read_special_tokens(source))
+
+
+def export_model(
+    folder: Path, model: LanguageModel, special: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a model into an existing folder as `transformers` reads it, tokenizer included.
+
+    Args:
+        folder: where to.
+        model: what to write.
+        special: ids under "bos", "eos" and "pad", which go before those of the tokenizer.
+    """
+    from cai_jax.models import weights
+
+    special = special_tokens(model.tokenizer) | dict(special or {})
+    weights.write_folder(folder, model.config, model.params, special)
     model.tokenizer.save(folder)
 
 

@@ -1,9 +1,10 @@
 """Memory of a step on each device and its time, by closed formulas: rough, and stated.
 
 Everything is computed from the shape of the model, the config of the step and numbers of the
-hardware. Nothing is measured. Notation: P parameters; b bytes of an activation (2 in bfloat16, 4 in
-float32); S = fsdp x tensor devices that split parameters, C = data x fsdp those that split a batch;
-R rows and T tokens of a batch; and the letters of `models/transformer.py`.
+hardware. Nothing is measured, collectives are left out, and every family is counted as if its MLP
+were gated and its attention whole. Notation: P parameters; b bytes of an activation (2 in bfloat16,
+4 in float32); S = fsdp x tensor devices that split parameters, C = data x fsdp those that split a
+batch; R rows and T tokens of a batch; and the letters of `models/transformer.py`.
 
 Parameters are float32 always:
     weights       4 P / S for each model held; a step that trains holds the weights that it began
@@ -121,18 +122,24 @@ def ppo_memory(
     minibatch: int,
     length: int,
     moments: float = 8.0,
+    value_trunk: bool = False,
 ) -> Memory:
-    """To sample rows of length tokens and train on minibatches of them, beside two more models."""
+    """To sample rows of length tokens and train on minibatches of them, beside two more models.
+
+    With a `value_trunk`, a second preference model is trained beside the policy.
+    """
     training = training_memory(policy, mesh, minibatch, length, moments)
     sampling = sampling_memory(policy, mesh, rows, length)
-    # The reference is what the policy began with, and `training` has it. Sampling and training take
-    # turns, but gradients and cache are small beside the rest, and both counted.
-    return Memory(
-        weights=training.weights + 4 * preference.parameters / _shards(mesh),
-        optimizer=training.optimizer,
-        gradients=training.gradients,
-        activations=max(training.activations, sampling.activations),
-        cache=sampling.cache,
+    # `training` holds what the policy began with, which is the reference; likewise of the values.
+    if value_trunk:
+        values = training_memory(preference, mesh, minibatch, length, moments)
+        training = Memory(*(a + b for a, b in zip(training, values)))
+    else:
+        more = 4 * preference.parameters / _shards(mesh)
+        training = training._replace(weights=training.weights + more)
+    # Sampling and training take turns, but the cache is small beside the rest, and counted too.
+    return training._replace(
+        activations=max(training.activations, sampling.activations), cache=sampling.cache
     )
 
 
@@ -189,11 +196,14 @@ def _parts(mesh: Mapping[str, int]) -> int:
 Models = Mapping[str, Sequence[Model]]
 
 
-def _finetune(config: Mapping[str, Any], models: Models) -> Memory:
-    model, mesh, parts = models["model"][0], config["mesh"], config["accumulate"]
-    rows = config["rows"] // parts
+def _training(config: Mapping[str, Any], model: Model, rows: int) -> Memory:
+    mesh, parts = config["mesh"], config["accumulate"]
     memory = training_memory(
-        _as_computed(config, model), mesh, rows, config["sequence_length"], _moments(config)
+        _as_computed(config, model),
+        mesh,
+        rows // parts,
+        config["sequence_length"],
+        _moments(config),
     )
     whole = 4 * model.parameters / _shards(mesh)
     if config["lora"]["rank"]:  # factors, their moments and gradients are small beside the model
@@ -203,14 +213,12 @@ def _finetune(config: Mapping[str, Any], models: Models) -> Memory:
     return memory._replace(weights=memory.weights + average, gradients=memory.gradients + summed)
 
 
+def _finetune(config: Mapping[str, Any], models: Models) -> Memory:
+    return _training(config, models["model"][0], config["rows"])
+
+
 def _preference(config: Mapping[str, Any], models: Models) -> Memory:
-    return training_memory(
-        models["model"][0],
-        config["mesh"],
-        2 * config["pairs"],
-        config["sequence_length"],
-        _moments(config),
-    )
+    return _training(config, models["model"][0], 2 * config["pairs"])
 
 
 def _ppo(config: Mapping[str, Any], models: Models) -> Memory:
@@ -224,6 +232,7 @@ def _ppo(config: Mapping[str, Any], models: Models) -> Memory:
         rows // config["minibatches"],
         length,
         _moments(config),
+        config["advantage"] == "gae" and config["value_model"] == "preference_model",
     )
 
 
@@ -256,7 +265,9 @@ def _sampling(config: Mapping[str, Any], models: Models) -> Memory:
 MEMORY: Mapping[str, Callable[[Mapping[str, Any], Models], Memory]] = {
     "finetune": _finetune,
     "preference": _preference,
+    "dpo": _preference,
     "ppo": _ppo,
+    "best_of_n": _sampling,
     "red_team": _sampling,
     "critique_revise": _sampling,
     "compare": _sampling,

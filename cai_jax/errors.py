@@ -14,7 +14,8 @@ class InputError(ValueError):
 
 
 def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
-    """Makes a job's `main` end with one line on stderr and status 2 on an InputError."""
+    """Makes a job's `main` end with one line on stderr: status 2 on an InputError, and 1 where a
+    training stops because its numbers are none (FloatingPointError)."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> None:
@@ -23,5 +24,8 @@ def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
         except InputError as error:
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             raise SystemExit(2) from None
+        except FloatingPointError as error:
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            raise SystemExit(1) from None
 
     return wrapped

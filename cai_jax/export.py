@@ -32,9 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from cai_jax import checkpoints
 
-    model = checkpoints.load_model(args.checkpoint)
     with command_line.whole_folder(args.out) as folder:
-        checkpoints.export_model(folder, model)
+        checkpoints.export(args.checkpoint, folder)
     print(args.out)
 
 

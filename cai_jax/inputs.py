@@ -7,7 +7,7 @@ from typing import Any
 
 from cai_jax import checkpoints
 from cai_jax.core import artifact
-from cai_jax.data import blind, choices, judged, readers, rows, schema, tfds_splits, xstest
+from cai_jax.data import blind, readers, rows, schema, tfds_splits, xstest
 from cai_jax.data.bad_records import BadRecords
 from cai_jax.errors import InputError
 from cai_jax.text.constitution import load_constitution
@@ -29,11 +29,11 @@ RECORD_TYPES = {
 }
 # The kinds of steps that make what a role needs; a role that is not here takes any.
 MAKERS = {
-    "model": ("finetune", "ppo", "preference"),
-    "models": ("finetune", "ppo", "preference"),
+    "model": ("finetune", "ppo", "dpo", "preference"),
+    "models": ("finetune", "ppo", "dpo", "preference"),
     "preference_model": ("preference",),
     "prompts": ("red_team",),
-    "data": ("critique_revise",),
+    "data": ("critique_revise", "best_of_n"),
     "chains": ("critique_revise",),
     "pairs": ("compare", "pair_answers"),
     "answers": ("evaluate",),
@@ -83,6 +83,18 @@ def check_maker(role: str, kind: str) -> None:
         raise InputError(f"expected {wanted}, found one of kind {kind}")
 
 
+def check_snapshot(role: str, reference: str, config: Mapping[str, Any]) -> None:
+    """Refuses "STEP@N" where a model is not wanted, or where the step's config keeps no such."""
+    if role not in MODEL_ROLES:
+        raise InputError(f"expected a step, found a model along its training ({reference})")
+    every, (_, number) = config.get("snapshot_every", 0), checkpoints.split_snapshot(reference)
+    if not number or not every or number % every or number > config["iterations"]:
+        raise InputError(
+            f"expected a multiple of its snapshot_every ({every}), at most its iterations "
+            f"({config.get('iterations', 0)}), found {number}"
+        )
+
+
 def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
     """Refuses an input that the step which reads it would refuse, hours later perhaps.
 
@@ -102,7 +114,9 @@ def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
     elif role == "constitution":
         load_constitution(path)
     elif role == "evaluations":
-        choices.read_choices(path)
+        from cai_jax.data.choices import read_choices
+
+        read_choices(path)
     elif role == "xstest":
         xstest.read_xstest(path)
     elif role == "votes":
@@ -119,7 +133,9 @@ def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
     elif role in COMPARISON_ROLES:
         readers.read_comparisons(path, fields, bad)
     elif role == "pairs" and "fields" in config:
-        judged.read_pairs(path, fields, bad)
+        from cai_jax.data.judged import read_pairs
+
+        read_pairs(path, fields, bad)
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         _check_records(path, bad)
 
@@ -196,7 +212,7 @@ def _check_model(role: str, folder: Path, needs_weights: bool) -> None:
 
 def _check_records(path: Path, bad: BadRecords) -> None:
     record_type = None
-    for where, value in schema.lines(path):
+    for where, _, value in rows.read_rows(path):
         try:
             if isinstance(value, InputError):
                 raise value

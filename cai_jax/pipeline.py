@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cai_jax import checkpoints
 from cai_jax.core import mesh
 from cai_jax.core.configuration import assign, nearest, plain
 from cai_jax.data.bad_records import BadRecords
@@ -129,8 +130,16 @@ def _read_step(
                 f"{where}.inputs.{label}: expected a step, a path or sandbox:..., found "
                 f"{reference!r}; set it in the config or on the command line"
             )
-    sources = [reference for _, _, reference in step.references() if reference in names]
+    found = (source_of(reference, names) for _, _, reference in step.references())
+    sources = [source for source in found if source is not None]
     return dataclasses.replace(step, sources=tuple(dict.fromkeys(sources)))
+
+
+def source_of(reference: str, names: Collection[str]) -> str | None:
+    """The step of `names` that a reference means, or None: its name, or, for the model that it
+    kept after iteration N, its name and @N."""
+    name, _ = checkpoints.split_snapshot(reference)
+    return reference if reference in names else name if name in names else None
 
 
 def select(steps: Sequence[Step], names: Collection[str], flag: str) -> list[str]:

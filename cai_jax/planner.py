@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from cai_jax import costs, inputs, shapes
 from cai_jax.core.progress import duration
-from cai_jax.pipeline import Step
+from cai_jax.pipeline import Step, source_of
 from cai_jax.resume import Outside
 
 COLUMNS = ("records", "tokens", "flops")
@@ -44,8 +44,9 @@ def plan(steps: Sequence[Step], given: Outside, hardware: str = "") -> Plan:
     for step in steps:
 
         def planned(role: str, reference: str, step: Step = step) -> dict[str, Any]:
-            if reference in step.sources:
-                return plans[reference]
+            source = source_of(reference, step.sources)
+            if source is not None:
+                return plans[source]
             if (role, reference) not in counted:
                 model = models.get(reference) if role in inputs.MODEL_ROLES else None
                 counted[role, reference] = (
@@ -76,7 +77,8 @@ def _models(steps: Sequence[Step], given: Outside) -> dict[str, shapes.Model]:
     models: dict[str, shapes.Model] = {}
     for step in steps:
         for _, role, reference in step.references():
-            if role not in inputs.MODEL_ROLES or reference in models or reference in step.sources:
+            made_here = source_of(reference, step.sources) is not None
+            if role not in inputs.MODEL_ROLES or reference in models or made_here:
                 continue
             if shapes.is_elsewhere(reference):
                 models[reference] = shapes.read_elsewhere(reference)

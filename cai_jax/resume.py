@@ -9,7 +9,7 @@ from cai_jax import inputs as outside
 from cai_jax.core import artifact
 from cai_jax.core.configuration import nearest
 from cai_jax.errors import InputError
-from cai_jax.pipeline import Step
+from cai_jax.pipeline import Step, source_of
 
 
 class Outside:
@@ -48,8 +48,9 @@ def input_hashes(step: Step, workdir: Path, given: Outside) -> dict[str, dict[st
     stands in its manifest."""
     found = {}
     for label, role, reference in step.references():
-        if reference in step.sources:
-            manifest = artifact.read_manifest(workdir / reference)
+        source = source_of(reference, step.sources)
+        if source is not None:
+            manifest = artifact.read_manifest(workdir / source)
             digest = manifest["hash"] if manifest else ""
         else:
             digest = given.hash(step, role, reference)

@@ -15,13 +15,13 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from cai_jax import __version__, inputs, planner, shapes, summary
+from cai_jax import __version__, checkpoints, inputs, planner, shapes, summary
 from cai_jax.core import artifact, configuration
 from cai_jax.core.lock import locked
 from cai_jax.core.progress import duration
 from cai_jax.data.readers import default_data
 from cai_jax.errors import InputError, exits_on_input_error
-from cai_jax.pipeline import Step, read_steps, select
+from cai_jax.pipeline import Step, read_steps, select, source_of
 from cai_jax.resume import Outside, decide, input_hashes
 from cai_jax.stages import LoadStage, load_stage
 
@@ -124,15 +124,19 @@ def check(
         InputError: an input that is missing, malformed or of the wrong sort; too few devices.
     """
     kinds = {step.name: step.kind for step in steps}
+    configs = {step.name: step.config for step in steps}
     checked: set[tuple[Any, ...]] = set()
     for step in to_run:
         where = f"step {step.name!r}"
         if hasattr(step.stage, "check"):
             with_prefix(where, step.stage.check, ConfigDict(step.config), step.inputs)
         for label, role, reference in step.references():
-            if reference in step.sources:
+            source = source_of(reference, step.sources)
+            if source is not None:
                 label = f"{where}: inputs.{label}={reference}"
-                with_prefix(label, inputs.check_maker, role, kinds[reference])
+                with_prefix(label, inputs.check_maker, role, kinds[source])
+                if reference != source:
+                    with_prefix(label, inputs.check_snapshot, role, reference, configs[source])
                 continue
             if planning and role in inputs.MODEL_ROLES and shapes.is_elsewhere(reference):
                 continue
@@ -193,11 +197,16 @@ def run_step(step: Step, workdir: Path, given: Outside) -> None:
         shutil.rmtree(folder)
     folder.mkdir()
     hashes = input_hashes(step, workdir, given)
-    paths = step.map_inputs(
-        lambda role, reference: (
-            workdir / reference if reference in step.sources else given.path(step, role, reference)
-        )
-    )
+
+    def path(role: str, reference: str) -> Path:
+        source = source_of(reference, step.sources)
+        if source is None:
+            return given.path(step, role, reference)
+        _, snapshot = checkpoints.split_snapshot(reference.removeprefix(source))
+        folder = workdir / source
+        return folder if snapshot is None else checkpoints.snapshot_folder(folder, snapshot)
+
+    paths = step.map_inputs(path)
     started = time.monotonic()
     result = with_prefix(
         f"step {step.name!r}", step.stage.run, ConfigDict(step.config).lock(), paths, folder

@@ -14,6 +14,7 @@ from cai_jax.models.config import ModelConfig
 SHAPE = "shape:"  # begins a reference to a shape that no public model has
 
 _LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16"}
+_QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "dtype": "bfloat16"}
 _SMOLLM2_135M = _LLAMA | {
     "vocab_size": 49_152,
     "hidden_size": 576,
@@ -23,6 +24,16 @@ _SMOLLM2_135M = _LLAMA | {
     "intermediate_size": 1536,
     "tie_word_embeddings": True,
     "max_position_embeddings": 8192,
+}
+_QWEN25_05B = _QWEN2 | {
+    "vocab_size": 151_936,
+    "hidden_size": 896,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "intermediate_size": 4864,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 32_768,
 }
 _LLAMA32_1B = _LLAMA | {
     "vocab_size": 128_256,
@@ -68,6 +79,8 @@ _PAPER_52B = _LLAMA | {
 SHAPES: Mapping[str, Mapping[str, Any]] = {
     "HuggingFaceTB/SmolLM2-135M": _SMOLLM2_135M,
     "HuggingFaceTB/SmolLM2-135M-Instruct": _SMOLLM2_135M,
+    "Qwen/Qwen2.5-0.5B": _QWEN25_05B,
+    "Qwen/Qwen2.5-0.5B-Instruct": _QWEN25_05B,
     "meta-llama/Llama-3.2-1B": _LLAMA32_1B,
     "meta-llama/Llama-3.2-1B-Instruct": _LLAMA32_1B,
     "meta-llama/Llama-3.1-8B": _LLAMA31_8B,

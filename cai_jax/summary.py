@@ -19,6 +19,7 @@ COLUMNS = {
     "harmlessness_elo": "harmlessness Elo",
     "helpfulness_elo": "helpfulness Elo",
 }
+EVALUATIONS = ("evaluate", "evaluate_choices", "elo")
 LOOK_AT = 200  # chains, for one that shows something
 
 
@@ -26,7 +27,7 @@ def write_summary(workdir: Path, steps: Sequence[Step], seed: int) -> None:
     """Writes summary.json from the manifests and evaluations of the finished steps.
 
     {"seed", "package_version", "steps": {step: {"kind", "seconds", "records", "tokens", ...}},
-     "evaluation": {model: measures}, "measures": {evaluate step: what else it measured}}
+     "evaluation": {model: measures}, "measures": {step: what else it measured}}
     A model that several steps evaluate is named "<step>/<model>" from the second on.
     """
     from cai_jax import __version__
@@ -58,8 +59,12 @@ def write_summary(workdir: Path, steps: Sequence[Step], seed: int) -> None:
 def closing(workdir: Path, steps: Sequence[Step]) -> Iterator[str]:
     """Texts to print at the end: each evaluation's table, one chain, and where the rest stands."""
     for name, found in _evaluations(workdir, steps):
-        if found.get("models"):
+        if any(of.get(c) is not None for of in found.get("models", {}).values() for c in COLUMNS):
             yield f"{name}, judged by the {found.get('judge', '?')}:\n{_table(found['models'])}"
+        for judge, of in found.get("judges", {}).items():
+            yield f"{name}, judged by the {judge}:\n{_table(of['models'])}"
+        if "sets" in found:
+            yield f"{name}, accuracy:\n{_accuracies(found['sets'])}"
     for step in steps:
         chain = _telling_chain(workdir / step.name / "chains.jsonl")
         if chain and artifact.is_finished(workdir / step.name):
@@ -72,7 +77,7 @@ def closing(workdir: Path, steps: Sequence[Step]) -> Iterator[str]:
 def _evaluations(workdir: Path, steps: Sequence[Step]) -> Iterator[tuple[str, dict[str, Any]]]:
     for step in steps:
         folder = workdir / step.name
-        if step.kind == "evaluate" and artifact.is_finished(folder):
+        if step.kind in EVALUATIONS and artifact.is_finished(folder):
             yield step.name, json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
 
 
@@ -81,6 +86,20 @@ def _table(models: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [["", *(COLUMNS[name] for name in shown)]]
     for model, of_model in models.items():
         rows.append([model, *(_number(of_model.get(name), name) for name in shown)])
+    return _aligned(rows)
+
+
+def _accuracies(sets: Mapping[str, Mapping[str, Any]]) -> str:
+    """Evaluations down, how the model was asked across."""
+    modes = list(dict.fromkeys(mode for of in sets.values() for mode in of))
+    rows = [["", *(mode.replace("_", " ") for mode in modes)]]
+    for name, of in sets.items():
+        found = [of.get(mode, {}).get("accuracy") for mode in modes]
+        rows.append([name, *(_number(value, "accuracy") for value in found)])
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])

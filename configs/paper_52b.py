@@ -43,5 +43,10 @@ def get_config() -> ConfigDict:
         rows=1024,
         finetune={"remat": "layer", "accumulate": 8},
         pairs=32,
-        ppo={"prompts_per_iteration": 64, "samples_per_prompt": 1, "minibatches": 1},
+        ppo={
+            "prompts_per_iteration": 64,
+            "samples_per_prompt": 1,
+            "baseline": "none",
+            "minibatches": 1,
+        },
     )

@@ -59,7 +59,32 @@ def _count(config, inputs, folder):
     return {"records": len(inputs["texts"]), "tokens": 0}
 
 
+def _train(config, inputs, folder):
+    """Keeps a model after every `snapshot_every` of its iterations; number `diverge` goes wrong."""
+    for iteration in range(1, config.iterations + 1):
+        if iteration == config.diverge:
+            raise FloatingPointError(f"{folder.name}: iteration {iteration}: loss is nan")
+        if iteration % config.snapshot_every == 0:
+            (folder / "snapshots" / f"step-{iteration:04d}").mkdir(parents=True)
+    return {"records": config.iterations, "tokens": 0}
+
+
+def _use(config, inputs, folder):
+    (folder / "read.txt").write_text(str(inputs["models"]["early"]))
+    return {"records": 1, "tokens": 0}
+
+
+def _plan_nothing(config, planned):
+    return {"records": 1, "tokens": 0, "flops": 0.0}
+
+
 KINDS = {
+    "train": SimpleNamespace(
+        default_config=lambda: ConfigDict({"iterations": 4, "snapshot_every": 2, "diverge": 0}),
+        run=_train,
+        plan=_plan_nothing,
+    ),
+    "use": SimpleNamespace(default_config=ConfigDict, run=_use, plan=_plan_nothing),
     "revise": SimpleNamespace(default_config=_revise_config, run=_revise, plan=_plan_revise),
     "count": SimpleNamespace(
         default_config=ConfigDict,

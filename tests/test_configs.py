@@ -1,6 +1,7 @@
 """Every config of configs/: planned without its model, and its docstring held to the plan."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -137,3 +138,22 @@ def test_a_dry_run_needs_neither_the_model_nor_the_devices(files, tmp_path, caps
     with pytest.raises(SystemExit):
         runner.main([*arguments, f"--config.prompts={few}", "--config.hardware=v9", "--dry_run"])
     assert "config.hardware: expected one of laptop, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_table_of_launch_says_the_same(path, planned):
+    config, _, plan = planned(path)
+    if not config.hardware:
+        return
+    rows = (ROOT / "launch/README.md").read_text().splitlines()
+    (row,) = [row for row in rows if f"| `{path.name}`" in row]
+    memory, hours, device_hours = re.search(
+        r"\| (\d+) GiB \| (\d+) h \| ([\d,]+) \|$", row
+    ).groups()
+    devices = math.prod(config.mesh.values())
+    assert row.startswith("| laptop" if config.hardware == "laptop" else f"| {devices} x ")
+    needed = max(cost.memory.total for cost in plan.costs.values())
+    taken = sum(cost.seconds for cost in plan.costs.values()) / 3600
+    assert int(memory) == pytest.approx(needed / GIB, rel=0.15)
+    assert int(hours) == pytest.approx(taken, rel=0.15)
+    assert int(device_hours.replace(",", "")) == pytest.approx(devices * taken, rel=0.15)

@@ -149,7 +149,7 @@ def test_steps_use_their_own_parameters():
     device = costs.Hardware("none", flops=1e12, memory=1e9, bandwidth=1e9)
 
     def cost(kind, config, **models):
-        given = {role: [model] for role, model in models.items()}
+        given = {role: [read] for role, read in models.items()}
         return costs.cost(kind, STEP | config, counts, given, device)
 
     train = cost("finetune", FINETUNE, model=model)
@@ -171,15 +171,22 @@ def test_steps_use_their_own_parameters():
     assert again.seconds == pytest.approx(train.seconds * 4 / 3)
     adapter = changed(lora={"rank": 8}).memory
     assert adapter == train.memory._replace(weights=4 * 3200 / 32, optimizer=0.0, gradients=0.0)
-    pairs = cost("preference", {"pairs": 32, "sequence_length": 32}, model=model)
+    pairs = cost("preference", FINETUNE | {"pairs": 32}, model=model)
     assert pairs.memory == train.memory
 
     ppo = {"prompts_per_iteration": 16, "samples_per_prompt": 4, "minibatches": 2}
     ppo |= {"max_prompt_tokens": 24, "max_new_tokens": 8}
+    ppo |= {"advantage": "gae", "value_model": "policy_trunk"}
     rl = cost("ppo", ppo, model=model, preference_model=larger)
     half_batch = costs.training_memory(model, MESH, 32, 32)
     assert rl.memory.weights == half_batch.weights + 4 * 64_000 / 32
     assert rl.memory.optimizer == half_batch.optimizer and rl.parameters == 64_000
+    two = cost(
+        "ppo", ppo | {"value_model": "preference_model"}, model=model, preference_model=larger
+    )
+    values = costs.training_memory(larger, MESH, 32, 32)
+    assert two.memory.weights == half_batch.weights + values.weights
+    assert two.memory.optimizer == half_batch.optimizer + values.optimizer
     # 6400 tokens in batches of 64: a hundred times all of 4 x 3200 bytes, an eighth on each device.
     reading = 100 * 4 * 3200 / 8 / (1e9 * 0.5)
     assert rl.seconds == pytest.approx(1e15 / (64 * 1e12 * 0.35) + reading)

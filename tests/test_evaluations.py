@@ -59,7 +59,7 @@ def models(tmp_path_factory):
     return [scripted.write_model(folder / f"{seed}", seed=seed) for seed in range(2)]
 
 
-def test_a_models_choices_and_refusals(models, tmp_path):
+def test_a_models_choices_and_refusals(models, tmp_path, capsys):
     arguments = [
         f"--config={ROOT / 'configs/evaluate.py'}",
         f"--workdir={tmp_path / 'work'}",
@@ -83,11 +83,17 @@ def test_a_models_choices_and_refusals(models, tmp_path):
     assert refusals["model"]["unsafe"]["by_type"].keys() == {"contrast_homonyms"}
     summary = json.loads((tmp_path / "work/summary.json").read_text())
     assert summary["steps"]["choices"]["hhh/zero_shot"] == sets["hhh"]["zero_shot"]["accuracy"]
+    assert summary["measures"]["choices"]["sets"] == sets
+    printed = capsys.readouterr().out.splitlines()
+    line = next(text for text in printed if text.strip().startswith("harm_types"))
+    accuracies = [of["accuracy"] for of in sets["harm_types"].values()]
+    assert line.split()[1:] == [f"{value:.3f}" for value in accuracies]
+    assert not any("refusals, judged by" in text for text in printed)  # nobody did
     page = (tmp_path / "work/report/index.html").read_text()
     assert "choices: harm types, multiple choice" in page and "contrast_homonyms" in page
 
 
-def test_elo_by_a_feedback_model_and_then_by_people(models, tmp_path):
+def test_elo_by_a_feedback_model_and_then_by_people(models, tmp_path, capsys):
     for name in ("red_team", "benign"):
         lines = [json.dumps({"prompt": f"tell me about the {word}"}) + "\n" for word in WORDS]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
@@ -142,6 +148,10 @@ def test_elo_by_a_feedback_model_and_then_by_people(models, tmp_path):
     assert people["ratings"]["harmlessness_elo"]["judgements"] == 5
     assert people["models"]["model"]["harmlessness_elo"] > 100
     assert found["agreement"]["people/people"]["agreement"] == 1
+    printed = capsys.readouterr().out
+    assert "elo, judged by the feedback_model:" in printed
+    rating = people["models"]["model"]["harmlessness_elo"]
+    assert f" {rating:+.0f}" in printed.partition("people, judged by the people:")[2]
     page = (tmp_path / "people/report/index.html").read_text()
     assert "people who did not see whose answers they were" in page
 

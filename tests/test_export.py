@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from cai_jax import checkpoints, export
 from cai_jax.core import artifact
@@ -70,6 +71,41 @@ def test_export_of_an_export_is_the_same_files(case, tmp_path):
     assert artifact.file_hashes(tmp_path / "one") == artifact.file_hashes(tmp_path / "two")
 
 
+@pytest.mark.parametrize("preference_model", [False, True], ids=["language", "preference"])
+def test_bfloat16_is_exported_bit_for_bit(tmp_path, preference_model):
+    """From a folder, and from a step, which holds float32."""
+    source, step = tmp_path / "source", tmp_path / "step"
+    module = tiny_models.write_llama(source, preference_model=preference_model, num_hidden_layers=1)
+    module.to(torch.bfloat16).save_pretrained(source)
+    step.mkdir()
+    checkpoints.save_model(step, checkpoints.load_model(source))
+    artifact.write_manifest(step, {"kind": "finetune"})
+    for number, reference in enumerate((source, step)):
+        out = tmp_path / str(number)
+        export.main([f"--checkpoint={reference}", f"--out={out}"])
+        theirs, ours = (load_file(folder / "model.safetensors") for folder in (source, out))
+        assert theirs.keys() == ours.keys()
+        for name, tensor in theirs.items():
+            assert tensor.dtype == ours[name].dtype == torch.bfloat16
+            assert torch.equal(tensor, ours[name]), name
+
+
+def test_the_end_of_an_answer_in_a_chat_is_kept(tmp_path):
+    """A step in the chat format says in config.json where answers end, and so does its export."""
+    source, step, out = (tmp_path / name for name in ("source", "step", "out"))
+    tiny_models.write_llama(source, num_hidden_layers=1)
+    tiny_models.write_tokenizer(source, chat=True)
+    model = checkpoints.load_model(source)
+    model.tokenizer.eos_id = 0  # as if the template ended answers with another token
+    step.mkdir()
+    checkpoints.save_model(step, model)
+    artifact.write_manifest(step, {"kind": "finetune"})
+    export.main([f"--checkpoint={step}", f"--out={out}"])
+    assert transformers.AutoConfig.from_pretrained(out).eos_token_id == 0
+    assert transformers.AutoTokenizer.from_pretrained(out).eos_token_id == 1
+    assert "<assistant>" in transformers.AutoTokenizer.from_pretrained(out).chat_template
+
+
 def test_bad_usage_is_one_line_and_writes_nothing(case, tmp_path, capsys):
     step, _, _ = case
     taken = tmp_path / "taken"
@@ -99,7 +135,7 @@ def test_bad_usage_is_one_line_and_writes_nothing(case, tmp_path, capsys):
 def test_an_export_that_fails_halfway_leaves_nothing(case, tmp_path, monkeypatch):
     step, _, _ = case
 
-    def fail(folder, model):
+    def fail(folder, model, special):
         (folder / "config.json").write_text(json.dumps({}))
         raise OSError("disk full")
 

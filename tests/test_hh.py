@@ -138,3 +138,62 @@ def test_the_dry_run_counts_and_missing_inputs_are_named(work, tmp_path, capsys)
     with pytest.raises(SystemExit):
         runner.main([arguments[0], f"--workdir={tmp_path / 'dry'}"])
     assert "inputs.model: expected a step, a path or sandbox:..." in capsys.readouterr().err
+
+
+def write_family(folder, name):
+    """A random model of another family, written by transformers."""
+    import torch
+    import transformers
+
+    shape = {
+        "vocab_size": 288,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 24,
+        "max_position_embeddings": 2048,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    if name == "gpt2":
+        shape = {"vocab_size": 288, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 2048}
+        shape |= {"bos_token_id": 1, "eos_token_id": 1}
+    elif name == "gemma2":
+        shape |= {"head_dim": 16, "sliding_window": 64, "query_pre_attn_scalar": 16}
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(name, **shape)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tiny_models.write_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("name", "causal", "preference"),
+    [
+        ("qwen2", "Qwen2ForCausalLM", "Qwen2ForSequenceClassification"),
+        ("gemma2", "Gemma2ForCausalLM", "Gemma2ForSequenceClassification"),
+        ("gpt2", "GPT2LMHeadModel", "GPT2ForSequenceClassification"),
+    ],
+)
+def test_other_families_go_through_the_whole_method(tmp_path, name, causal, preference):
+    runner.main(
+        [
+            f"--config={ROOT / 'configs/hh.py'}",
+            f"--workdir={tmp_path / 'work'}",
+            f"--config.model={write_family(tmp_path / name, name)}",
+            f"--config.prompts={write_hh(tmp_path / 'train.jsonl.gz')}",
+            f"--config.constitution={ROOT / 'constitutions/principles.json'}",
+            *SMALL,
+        ]
+    )
+    made = {"sl_cai": causal, "preference": preference, "rl_cai": causal}
+    for step, architecture in made.items():
+        config = json.loads((tmp_path / "work" / step / "model/config.json").read_text())
+        assert config["architectures"] == [architecture]
+    rollouts = read_records(tmp_path / "work/rl_cai/rollouts.jsonl", Rollout)
+    assert len(rollouts) == 2 * 4 * 2
+    answers = read_records(tmp_path / "work/evaluation/samples.jsonl", Answer)
+    assert Counter(answer.model for answer in answers) == {"model": 2, "sl_cai": 2, "rl_cai": 2}

@@ -248,3 +248,29 @@ def test_the_command_and_the_builders_know_the_same_data_sets():
 
     assert tuple(hh_rlhf.CONFIGS) == prepare.DATASETS[hh_rlhf.HhRlhf.name]
     assert red_team_attempts.RedTeamAttempts.name in prepare.DATASETS
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.jsonl", b"\x00\xff\xfe random"),
+        ("train.jsonl.gz", gzip.compress(b'{"chosen": 1}' * 99)[:-12]),
+        ("train.jsonl.gz", b""),
+        ("train.csv", b'chosen,rejected\n"unended,x\n'),
+        ("train.jsonl", b"[[[[{"),
+    ],
+)
+@pytest.mark.parametrize("dataset", ["hh_rlhf/harmless-base", "red_team_attempts"])
+def test_no_file_whatever_gives_a_traceback(capsys, tmp_path, dataset, name, content):
+    (tmp_path / name).write_bytes(content)
+    arguments = [f"--dataset={dataset}", f"--source={tmp_path / name}", f"--data_dir={tmp_path}/d"]
+    assert str(tmp_path / name) in refused(capsys, *arguments)
+    assert not list(tmp_path.glob("d/**/dataset_info.json"))
+    # With all of its records skipped, a data set would be empty.
+    refused(capsys, *arguments, "--on_bad_record=skip")
+
+
+def test_a_place_where_nothing_can_be_written_is_refused(capsys, repository, tmp_path):
+    (tmp_path / "file").write_text("")
+    arguments = ["--dataset=hh_rlhf/harmless-base", f"--source={repository}"]
+    assert "cannot be written" in refused(capsys, *arguments, f"--data_dir={tmp_path}/file")

@@ -367,3 +367,49 @@ def test_nothing_to_do_takes_no_time_and_no_jax(config_file):
     )
     assert time.monotonic() - started < 5
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+SNAPSHOTS = """
+from ml_collections import ConfigDict
+from fakes import fake_step as step
+
+def get_config():
+    config = ConfigDict()
+    config.seed = 7
+    config.early = "rl@2"
+    config.steps = ConfigDict(sort_keys=False)
+    config.steps.judge = step("use", {"models": {"early": config.get_ref("early")}})
+    config.steps.rl = step("train", {})
+    return config
+"""
+
+
+def test_a_model_along_a_steps_training_is_an_input(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.py").write_text(SNAPSHOTS)
+    run()  # rl before judge, which reads it
+    assert Path("work/judge/read.txt").read_text() == "work/rl/snapshots/step-0002"
+    manifest = artifact.read_manifest(Path("work/judge"))
+    entry = manifest["inputs"]["models.early"]
+    assert entry == {
+        "reference": "rl@2",
+        "hash": artifact.read_manifest(Path("work/rl"))["hash"],
+    }
+    message = refused(capsys, "--config.early=rl@4")
+    assert 'models.early was "rl@2", now "rl@4"' in message
+    message = refused(capsys, "--config.early=rl@3", workdir="other")
+    assert "models.early=rl@3: expected a multiple of its snapshot_every (2), at most" in message
+    assert not Path("other/rl").exists()
+
+
+def test_a_training_that_diverges_ends_in_one_line_and_stays_unfinished(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.py").write_text(SNAPSHOTS)
+    with pytest.raises(SystemExit) as stop:
+        run("--config.steps.rl.diverge=3")
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: rl: iteration 3: loss is nan"
+    assert Path("work/rl/snapshots/step-0002").is_dir()
+    assert not Path("work/rl/manifest.json").exists() and not Path("work/judge").exists()

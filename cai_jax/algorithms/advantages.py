@@ -97,6 +97,22 @@ def others_mean(scores: jax.Array, samples: int) -> jax.Array:
     return (others / (samples - 1)).reshape(scores.shape)
 
 
+def group_normalized(rewards: jax.Array, samples: int) -> jax.Array:
+    """Rewards [B] of whole responses at mean 0 and deviation 1 among those to the same prompt.
+
+    The advantage of GRPO (Shao et al. 2024, section 4.1.2); the deviation is that of the samples as
+    a population. A prompt whose responses are all worth the same teaches nothing: 0.
+
+    Args:
+        rewards: [B], those of one prompt next to each other.
+        samples: responses to a prompt, at least 2; divides B.
+    """
+    groups = rewards.reshape(-1, samples)
+    centred = groups - jnp.mean(groups, axis=1, keepdims=True)
+    deviation = jnp.sqrt(jnp.mean(centred**2, axis=1, keepdims=True))
+    return (centred / (deviation + 1e-6)).reshape(rewards.shape)
+
+
 def gae(
     rewards: jax.Array, values: jax.Array, mask: jax.Array, *, gamma: float, lam: float
 ) -> tuple[jax.Array, jax.Array]:

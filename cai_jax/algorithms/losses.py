@@ -40,7 +40,12 @@ def lm_cross_entropy(
 
 
 def token_logprobs(
-    hidden: jax.Array, unembed: jax.Array, targets: jax.Array, *, soft_cap: float | None = None
+    hidden: jax.Array,
+    unembed: jax.Array,
+    targets: jax.Array,
+    *,
+    soft_cap: float | None = None,
+    temperature: float = 1.0,
 ) -> jax.Array:
     """Log-probabilities (nats) of given next tokens, without ever holding all logits.
 
@@ -51,6 +56,7 @@ def token_logprobs(
         unembed: [D, V].
         targets: [..., T] ids.
         soft_cap: c of a model whose logits are c tanh(x / c).
+        temperature: of the distribution, above 0; logits are divided by it.
 
     Returns:
         [..., T] float32.
@@ -60,7 +66,7 @@ def token_logprobs(
     @jax.checkpoint
     def of_chunk(chunk):
         hidden, targets = chunk
-        return -_token_losses(hidden, unembed, targets, soft_cap)[1]
+        return -_token_losses(hidden, unembed, targets, soft_cap, temperature)[1]
 
     return _join(lax.map(of_chunk, chunks), -1).reshape(targets.shape)
 
@@ -243,7 +249,7 @@ def _loss_backward(soft_cap, residuals, gradient):
 _weighted_loss.defvjp(_loss_forward, _loss_backward)
 
 
-def _token_losses(hidden, unembed, targets, soft_cap):
+def _token_losses(hidden, unembed, targets, soft_cap, temperature=1.0):
     """Logits [..., T, V], losses [..., T] and log-normalizers [..., T], float32."""
     logits = jnp.einsum(
         "...d,dv->...v",
@@ -253,6 +259,8 @@ def _token_losses(hidden, unembed, targets, soft_cap):
     )
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
+    if temperature != 1:
+        logits = logits / temperature
     normalizer = jax.nn.logsumexp(logits, axis=-1)
     # A sum over the vocabulary, not a gather, so that a split vocabulary stays split.
     chosen = jnp.sum(jnp.where(_hits(targets, logits.shape[-1]), logits, 0.0), axis=-1)

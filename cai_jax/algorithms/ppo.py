@@ -1,5 +1,10 @@
 """One update of PPO (Schulman et al. 2017), as a pure function of what was sampled.
 
+Advantages come from a value model ("gae"), or from the other responses to the same prompt: "group"
+(GRPO, Shao et al. 2024) and "leave_one_out" (RLOO, Ahmadian et al. 2024) need no value model. In
+all of them the KL penalty is part of the reward, and losses are means over tokens: a response is
+not divided by its own length, which would favour long wrong ones.
+
 Axes: B responses, P prompt positions (padded on the left), R response positions.
 """
 
@@ -12,6 +17,8 @@ import optax
 
 from cai_jax.algorithms import advantages, losses
 
+ADVANTAGES = ("gae", "group", "leave_one_out")
+
 Evaluate = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """(params, tokens [B, P + R], mask) -> (log-probabilities, values) [B, R] of the response."""
 
@@ -23,91 +30,155 @@ class Experience(NamedTuple):
     mask: jax.Array  # [B, P + R] int32: 1 for a token
     response: jax.Array  # [B, R] bool: True for generated tokens, the end token included
     logprobs: jax.Array  # [B, R] of the response (nats) under the policy that sampled it
-    ref_logprobs: jax.Array  # [B, R] under the reference
+    ref_logprobs: jax.Array  # [B, R] under the reference, at the same temperature
     values: jax.Array  # [B, R]: the return expected before each token
+    last_values: jax.Array  # [B]: the return expected after the last token, were it not the last
     scores: jax.Array  # [B] of the preference model
     ended: jax.Array  # [B] bool: the response has its end token
 
 
+class Controls(NamedTuple):
+    """Numbers that change from one iteration to the next; arguments, so that nothing is compiled
+    again. Float32 scalars, of JAX or NumPy."""
+
+    offset: Any  # taken off the scores
+    scale: Any  # divides them then
+    kl_coef: Any  # beta
+
+
 def make_update(
     config: Any, evaluate: Evaluate, apply_gradients: Callable[[Any, Any], Any]
-) -> Callable[[Any, Experience, jax.Array, jax.Array], tuple[Any, dict[str, jax.Array]]]:
-    """The pure program update(state, experience, offset, key) -> (state, metrics).
+) -> Callable[[Any, Experience, Controls, jax.Array], tuple[Any, dict[str, jax.Array]]]:
+    """The pure program update(state, experience, controls, key) -> (state, metrics).
 
     It makes `epochs` passes over the responses, in `minibatches` updates each, always against the
-    log-probabilities and values of the sampling policy. `offset` is taken off all scores; `key`
-    shuffles the responses into minibatches.
+    log-probabilities and values of the sampling policy; `key` shuffles the responses into
+    minibatches. With `kl_stop` the updates end before the first one whose minibatch the policy
+    already treats that differently.
 
     Args:
         config: the parameters of the ppo step.
         evaluate: what the parameters `state.params` think of a batch.
         apply_gradients: (state, gradients) -> state.
     """
+    has_values = config.advantage == "gae"
 
     def loss(params, batch):
         experience, of_tokens, returns = batch
         logprobs, values = evaluate(params, experience.tokens, experience.mask)
         surrogate = (logprobs, experience.logprobs, of_tokens, experience.response)
         policy_loss = losses.ppo_policy(*surrogate, clip=config.clip_ratio)
-        clip_fraction = losses.ppo_clip_fraction(*surrogate, clip=config.clip_ratio)
+        moved = advantages.kl_estimate(experience.logprobs, logprobs, kind="k3")
+        metrics = {
+            "policy_loss": policy_loss,
+            "clip_fraction": losses.ppo_clip_fraction(*surrogate, clip=config.clip_ratio),
+            "policy_kl": losses.masked_mean(moved, experience.response),
+        }
+        if not has_values:
+            return policy_loss, metrics
         value_loss = losses.ppo_value(
             values, experience.values, returns, experience.response, clip=config.value_clip
         )
-        return policy_loss + config.value_coefficient * value_loss, {
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "clip_fraction": clip_fraction,
-        }
+        total = policy_loss + config.value_coefficient * value_loss
+        return total, metrics | {"value_loss": value_loss}
 
-    def update(state, experience, offset, key):
-        batch = (experience, *advantages_of(config, experience, offset))
+    def update(state, experience, controls, key):
+        of_tokens, returns = advantages_of(config, experience, controls)
+        batch = (experience, of_tokens, returns)
 
-        def step(state, rows):
+        def step(carry, rows):
+            state, going = carry
             minibatch = jax.tree.map(lambda array: array[rows], batch)
             (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(
                 state.params, minibatch
             )
             metrics["gradient_norm"] = optax.tree.norm(gradients)
-            return apply_gradients(state, gradients), metrics
+            after = apply_gradients(state, gradients)
+            if config.kl_stop:
+                going &= metrics["policy_kl"] <= config.kl_stop
+                after = jax.tree.map(lambda new, old: jnp.where(going, new, old), after, state)
+                metrics["updates_made"] = going
+            return (after, going), metrics
 
         orders = jax.vmap(lambda key: jax.random.permutation(key, experience.scores.shape[0]))(
             jax.random.split(key, config.epochs)
         )
         orders = orders.reshape(config.epochs * config.minibatches, -1)
-        state, metrics = jax.lax.scan(step, state, orders)
-        return state, sampled_metrics(experience) | jax.tree.map(jnp.mean, metrics)
+        (state, _), metrics = jax.lax.scan(step, (state, jnp.array(True)), orders)
+        metrics = sampled_metrics(experience) | jax.tree.map(jnp.mean, metrics)
+        if has_values:
+            metrics["explained_variance"] = explained_variance(
+                experience.values, returns, experience.response
+            )
+        return state, metrics
 
     return update
 
 
 def advantages_of(
-    config: Any, experience: Experience, offset: jax.Array | float
+    config: Any, experience: Experience, controls: Controls
 ) -> tuple[jax.Array, jax.Array]:
     """Advantages and returns [B, R] of sampled responses; no gradient passes them.
 
-    With several samples a prompt, in rows that follow one another, `offset` cancels.
+    Rows of one prompt follow one another. Where responses are compared with others to the same
+    prompt (`baseline` or `advantage`), `controls.offset` cancels.
     """
-    scores = experience.scores - offset - config.missing_eos_penalty * ~experience.ended
-    if config.samples_per_prompt > 1:
-        scores = scores - advantages.others_mean(scores, config.samples_per_prompt)
+    response, samples = experience.response, config.samples_per_prompt
+    scores = shaped_scores(config, experience, controls)
+    if config.advantage == "gae":
+        if config.baseline == "leave_one_out":
+            scores = scores - advantages.others_mean(scores, samples)
+        if config.truncation == "bootstrap":
+            # What was cut off is not over: its value takes the place of a score.
+            to_come = config.gamma * experience.last_values - config.missing_eos_penalty
+            scores = jnp.where(experience.ended, scores, to_come)
     rewards = advantages.kl_shaped_rewards(
         scores,
         experience.logprobs,
         experience.ref_logprobs,
-        experience.response,
-        kl_coef=config.kl_coefficient,
-        kind="k1",
+        response,
+        kl_coef=controls.kl_coef,
+        kind=config.kl_estimate,
     )
-    found, returns = advantages.gae(
-        rewards,
-        experience.values,
-        experience.response,
-        gamma=config.gamma,
-        lam=config.gae_lambda,
-    )
+    if config.advantage == "gae":
+        found, returns = advantages.gae(
+            rewards, experience.values, response, gamma=config.gamma, lam=config.gae_lambda
+        )
+    else:
+        totals = jnp.sum(rewards, axis=1)
+        if config.advantage == "group":
+            of_response = advantages.group_normalized(totals, samples)
+        else:
+            of_response = totals - advantages.others_mean(totals, samples)
+        found = jnp.where(response, of_response[:, None], 0)
+        returns = jnp.where(response, totals[:, None], 0)
     if config.whiten_advantages:
-        found = advantages.whiten(found, experience.response)
+        found = advantages.whiten(found, response)
     return found, returns
+
+
+def shaped_scores(config: Any, experience: Experience, controls: Controls) -> jax.Array:
+    """Scores [B] as they enter the reward: normalised, clipped, less the missing-EOS penalty."""
+    scores = experience.scores - controls.offset
+    if config.score_normalization in ("running", "stored"):
+        scores = scores / controls.scale
+    if config.score_clip:
+        scores = jnp.clip(scores, -config.score_clip, config.score_clip)
+    return scores - config.missing_eos_penalty * ~experience.ended
+
+
+def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
+    """1 - var(returns - values) / var(returns) over tokens: 1 is perfect, 0 as good as a constant.
+
+    A float32 scalar; 0 where all returns are the same.
+    """
+
+    def variance(x):
+        return losses.masked_mean((x - losses.masked_mean(x, mask)) ** 2, mask)
+
+    of_returns = variance(returns)
+    share = variance(returns - values) / jnp.maximum(of_returns, 1e-12)
+    return jnp.where(of_returns > 1e-12, 1 - share, 0.0)
 
 
 def sampled_metrics(experience: Experience) -> dict[str, jax.Array]:
@@ -121,5 +192,5 @@ def sampled_metrics(experience: Experience) -> dict[str, jax.Array]:
         "length": jnp.mean(jnp.sum(response, axis=1)),
         # An estimate from the tokens drawn, which costs nothing.
         "entropy": -losses.masked_mean(experience.logprobs, response),
-        "missing_eos": jnp.mean(~experience.ended),
+        "eos_rate": jnp.mean(experience.ended),
     }

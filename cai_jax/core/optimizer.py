@@ -146,7 +146,7 @@ def stored_as(inner: optax.GradientTransformation, dtype: str) -> optax.Gradient
 class AverageState(NamedTuple):
     """The averaged parameters, and of how many updates."""
 
-    count: jax.Array  # [] int32
+    updates: jax.Array  # [] int32
     average: Any
 
 
@@ -174,15 +174,15 @@ def with_average(
         return optimizer.init(params), AverageState(jnp.zeros((), jnp.int32), average)
 
     def update(updates, state, params=None):
-        inner, (count, average) = state
+        inner, (made, average) = state
         updates, inner = optimizer.update(updates, inner, params)
-        share = (1 - decay) / (1 - decay ** (count + 1).astype(jnp.float32))
+        share = (1 - decay) / (1 - decay ** (made + 1).astype(jnp.float32))
         average = jax.tree.map(
             lambda mean, new: mean + share * (new - mean),
             average,
             optax.apply_updates(params, updates),
         )
-        return updates, (inner, AverageState(count + 1, average))
+        return updates, (inner, AverageState(made + 1, average))
 
     return optax.GradientTransformation(init, update)
 

@@ -58,12 +58,21 @@ class ChatTemplate:
 
     def end_id(self) -> int | None:
         """The control token with which the template ends an answer; None: it ends with no such."""
-        example = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        frames, _ = self._lay_out(example, answer_begins=False)
-        control = self._control(frames[-1])
-        if control and not frames[-1][: control[0][0]].strip():
+        frame = self._example()[-1]
+        control = self._control(frame)
+        if control and not frame[: control[0][0]].strip():
             return control[0][2]
         return None
+
+    def used_tokens(self) -> tuple[str, ...]:
+        """The control tokens that the template writes, as text."""
+        frames = self._example()
+        spelled = [f[start:stop].strip() for f in frames for start, stop, _ in self._control(f)]
+        return tuple(dict.fromkeys(spelled))
+
+    def _example(self) -> list[str]:
+        example = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        return self._lay_out(example, answer_begins=False).frames
 
     def _lay_out(self, messages: Sequence[Mapping[str, str]], answer_begins: bool) -> _Layout:
         self._check_fields(messages)
@@ -83,7 +92,9 @@ class ChatTemplate:
         texts, position = [], len(frames[0])
         for number, (message, after) in enumerate(zip(messages, frames[1:])):
             content = message["content"]
-            for shown in (content, content.strip()):
+            # Templates may strip a text, and leave out the reasoning before an earlier answer.
+            answer = content.rpartition("</think>")[2].lstrip("\n")
+            for shown in (content, content.strip(), answer, answer.strip()):
                 if rendered.startswith(shown + after, position):
                     break
             else:

@@ -5,13 +5,20 @@ in "The answer is:"; `corrects` and `incorrects` share the options out, " (A)" a
 compare two responses add "text_correct" and "text_incorrect": the dialogue with either of them.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 import string
+import typing
+from collections.abc import Sequence
 from pathlib import Path
 
-from cai_jax.data.schema import json_lines, parse
+from cai_jax.data.schema import Choice, json_lines, parse
 from cai_jax.errors import InputError
+
+if typing.TYPE_CHECKING:
+    import numpy as np
 
 THE_ANSWER = "The answer is:"
 RESPONSE = "\n\nAssistant:"
@@ -126,3 +133,53 @@ def _texts(line: _Line, num_options: int, where: str) -> tuple[str, ...]:
                 f"found {response[:40]!r}"
             )
     return right, wrong
+
+
+def choice_of(
+    questions: Sequence[ChoiceQuestion],
+    index: int,
+    evaluation: str,
+    mode: str,
+    logps: np.ndarray,
+    reasonings: Sequence[str] = (),
+    *,
+    scored: bool = False,
+) -> Choice:
+    """The record of a question's answers.
+
+    Args:
+        questions: all of the file, for who shares a context.
+        index: of the question.
+        evaluation, mode: where the question is from, and how it was asked.
+        logps: log-probabilities (nats) [samples, options], whose probabilities are averaged; of a
+            preference model [1, options] its scores.
+        reasonings: of the samples, if there were any.
+        scored: whether they are scores.
+    """
+    import numpy as np  # not before there are answers: checking inputs is to be quick
+
+    question = questions[index]
+    total = np.logaddexp.reduce(logps, axis=1, keepdims=True)
+    probabilities = np.exp(logps - total).mean(0)
+    return Choice(
+        id=question.id,
+        evaluation=evaluation,
+        mode=mode,
+        context=next(q.id for q in questions if q.context == question.context),
+        options=question.options,
+        correct=question.correct,
+        chosen=int(probabilities.argmax()),
+        probabilities=tuple(probabilities.tolist()),
+        mass=None if scored else float(np.exp(total).mean()),
+        scores=tuple(logps[0].tolist()) if scored else (),
+        reasonings=tuple(reasonings),
+    )
+
+
+def answer_names(questions: Sequence[ChoiceQuestion]) -> list[str]:
+    """What to call the options: their wording where all questions share it, else their letters."""
+    most = max(questions, key=lambda question: len(question.options))
+    wordings = {tuple(map(q.wording, range(len(q.options)))) for q in questions}
+    if len(wordings) == 1:
+        return list(next(iter(wordings)))
+    return [option.strip() for option in most.options]

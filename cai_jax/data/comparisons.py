@@ -12,6 +12,8 @@ from cai_jax.data.schema import Comparison
 from cai_jax.data.tokenization import TextTokenizer
 from cai_jax.errors import InputError
 
+PROMPT = 1  # the segment of a row's prompt
+
 
 class TokenPair(NamedTuple):
     """A comparison as two sequences, each ending in the token where its score is read."""
@@ -20,6 +22,8 @@ class TokenPair(NamedTuple):
     a: list[int]
     b: list[int]
     p_a: float
+    weight: float = 1.0  # in the loss
+    shared: int = 0  # tokens at the beginning that are those of one prompt
 
 
 class FittedPairs(NamedTuple):
@@ -36,7 +40,19 @@ class PairBatch(NamedTuple):
     tokens: np.ndarray  # int32 [B, 2, T]
     mask: np.ndarray  # int32 [B, 2, T]: 1 for a token
     p_a: np.ndarray  # float32 [B]
-    weights: np.ndarray  # float32 [B]: 0 for a pair that only fills the batch
+    weights: np.ndarray  # float32 [B]: in the loss; 0 for a pair that only fills the batch
+
+
+class SharedBatch(NamedTuple):
+    """B pairs, each in a row of its own: the prompt, then response A, then response B."""
+
+    tokens: np.ndarray  # int32 [B, T]
+    segments: np.ndarray  # int32 [B, T]: PROMPT, 2 and 3 for the responses, 0 for padding
+    parents: np.ndarray  # int32 [B, T]: PROMPT where there is a token: both responses go on from it
+    positions: np.ndarray  # int32 [B, T]: of the token in its text; B's begin where A's do
+    ends: np.ndarray  # int32 [B, 2]: the column of each response's last token
+    p_a: np.ndarray  # float32 [B]
+    weights: np.ndarray  # float32 [B]
 
 
 def fit_pairs(
@@ -56,7 +72,7 @@ def fit_pairs(
     Args:
         records: the comparisons.
         tokenizer: of the model.
-        render: the prompt text of a dialogue.
+        render: the prompt of a dialogue, in the dialogue format of the tokenizer.
         length: tokens that a text may have.
         on_long: "truncate" (the beginning of the dialogue), "drop" or "refuse".
 
@@ -67,8 +83,9 @@ def fit_pairs(
     if on_long not in ON_LONG:
         raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {on_long!r}")
     dialogues = tokenizer.encode_batch([render(record.dialogue) for record in records])
-    responses_a = tokenizer.encode_batch([f" {record.response_a}" for record in records])
-    responses_b = tokenizer.encode_batch([f" {record.response_b}" for record in records])
+    answer = tokenizer.answer
+    responses_a = tokenizer.encode_batch([answer(record.response_a) for record in records])
+    responses_b = tokenizer.encode_batch([answer(record.response_b) for record in records])
     start, end = tokenizer.prompt_start, [tokenizer.eos_id]
     room = length - len(start) - len(end)
     pairs, truncated, dropped = [], 0, 0
@@ -88,7 +105,8 @@ def fit_pairs(
             continue
         truncated += excess > 0
         prompt = start + dialogue[excess:]
-        pairs.append(TokenPair(record.id, prompt + a + end, prompt + b + end, record.p_a))
+        sides = prompt + a + end, prompt + b + end
+        pairs.append(TokenPair(record.id, *sides, record.p_a, shared=len(prompt)))
     return FittedPairs(pairs, truncated, dropped)
 
 
@@ -103,8 +121,42 @@ def fill_pairs(pairs: Sequence[TokenPair], num_pairs: int, length: int) -> PairB
         for side, text in enumerate((pair.a, pair.b)):
             tokens[row, side, length - len(text) :] = text
             mask[row, side, length - len(text) :] = 1
-        p_a[row], weights[row] = pair.p_a, 1
+        p_a[row], weights[row] = pair.p_a, pair.weight
     return PairBatch(tokens, mask, p_a, weights)
+
+
+def longer_length(pair: TokenPair) -> int:
+    """Tokens of the longer text of a pair."""
+    return max(len(pair.a), len(pair.b))
+
+
+def shared_length(pair: TokenPair) -> int:
+    """Tokens of a pair whose prompt is there once."""
+    return len(pair.a) + len(pair.b) - pair.shared
+
+
+def fill_shared(pairs: Sequence[TokenPair], num_pairs: int, length: int) -> SharedBatch:
+    """Writes pairs into rows of T = `length`, the prompt once; the rest weighs nothing."""
+    shape = (num_pairs, length)
+    tokens, segments, parents, positions = (np.zeros(shape, np.int32) for _ in range(4))
+    ends = np.zeros((num_pairs, 2), np.int32)
+    p_a, weights = (np.zeros(num_pairs, np.float32) for _ in range(2))
+    counting = np.arange(length, dtype=np.int32)
+    for row, pair in enumerate(pairs):
+        tokens[row, : pair.shared] = pair.a[: pair.shared]
+        segments[row, : pair.shared] = PROMPT
+        positions[row, : pair.shared] = counting[: pair.shared]
+        start = pair.shared
+        for side, text in enumerate((pair.a, pair.b)):
+            stop = start + len(text) - pair.shared
+            tokens[row, start:stop] = text[pair.shared :]
+            segments[row, start:stop] = PROMPT + 1 + side
+            positions[row, start:stop] = counting[pair.shared : len(text)]
+            ends[row, side] = stop - 1
+            start = stop
+        parents[row, :start] = PROMPT
+        p_a[row], weights[row] = pair.p_a, pair.weight
+    return SharedBatch(tokens, segments, parents, positions, ends, p_a, weights)
 
 
 def raw_probability(comparison: Comparison) -> float:

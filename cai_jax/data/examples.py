@@ -5,7 +5,7 @@ are trained (weight 1). A document says its weights piece by piece; its end has 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from cai_jax.data.schema import Chain, Demonstration, Dialogue, Document
 from cai_jax.data.tokenization import TextTokenizer
 from cai_jax.errors import InputError
 
-Render = Callable[[Dialogue], str]
+Render = Callable[[Dialogue], Any]  # text, or turns that a `ChatTokenizer` encodes
 TrainingRecord = Document | Demonstration | Chain
 
 
@@ -29,11 +29,14 @@ class WeightedText(NamedTuple):
     """A sequence before tokenization, as (text, weight) pieces."""
 
     record_id: str
-    pieces: tuple[tuple[str, float], ...]
+    pieces: tuple[tuple[Any, float], ...]  # only the prompts of chat are no str
 
 
 def weighted_texts(
-    records: Iterable[TrainingRecord], render: Render, revisions: Sequence[int]
+    records: Iterable[TrainingRecord],
+    render: Render,
+    revisions: Sequence[int],
+    answer: Callable[[str], str] = " {}".format,
 ) -> list[WeightedText]:
     """Lays records out as text.
 
@@ -41,8 +44,9 @@ def weighted_texts(
         records: documents, demonstrations or chains. A chain gives one text for each of
             `revisions` (SL-CAI-n: 1..n; 0 is the first response), or its response if it has no
             rounds (a helpful sample).
-        render: the prompt text of a dialogue.
+        render: the prompt of a dialogue, in the dialogue format of the tokenizer.
         revisions: which revisions of a chain to imitate.
+        answer: what is encoded after a prompt for a response.
 
     Raises:
         InputError: a chain has fewer rounds than `revisions` asks for.
@@ -55,7 +59,7 @@ def weighted_texts(
             continue
         prompt = (render(record.dialogue), 0.0)
         for response in _responses(record, revisions):
-            texts.append(WeightedText(record.id, (prompt, (f" {response}", 1.0))))
+            texts.append(WeightedText(record.id, (prompt, (answer(response), 1.0))))
     return texts
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cai_jax.data import readers
+from cai_jax.data import forms, readers
 from cai_jax.data.bad_records import BadRecords
 from cai_jax.data.schema import Asked, Comparison, Pair, parse
 from cai_jax.errors import InputError
@@ -17,7 +17,7 @@ KNOWN = "p_a"
 
 def read_pairs(
     path: Path,
-    fields: Mapping[str, str] = readers.NO_FIELDS,
+    fields: Mapping[str, str] = forms.NO_FIELDS,
     bad: BadRecords | None = None,
 ) -> list[Pair]:
     """The pairs of a file or step folder; comparisons are pairs whose label is known, in a tag.
@@ -47,7 +47,7 @@ def _pair(value: Any, where: str, default_id: str, fields: Mapping[str, str]) ->
     if isinstance(value, dict) and "response_a" in value and "p_a" not in value:
         pair = parse(Pair, value, where)
     else:
-        c = readers.comparison_of(value, where, default_id, fields)
+        c = forms.comparison_of(value, where, default_id, fields)
         pair = Pair(c.id, c.dialogue, c.response_a, c.response_b, {**c.tags, KNOWN: c.p_a})
     known = known_label(pair)
     if known is not None and not (isinstance(known, int | float) and 0 <= known <= 1):

@@ -75,13 +75,9 @@ def text_lines(path: Path, kind: str) -> Iterator[tuple[int, str | InputError]]:
                 try:
                     yield number, line.decode()
                 except UnicodeDecodeError as error:
-                    yield (
-                        number,
-                        InputError(
-                            f"{path}:{number}: expected {kind} in UTF-8, found byte "
-                            f"0x{line[error.start]:02x} at column {error.start + 1}"
-                        ),
-                    )
+                    found = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+                    bad = f"{path}:{number}: expected {kind} in UTF-8, found {found}"
+                    yield number, InputError(bad)
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as {kind} in UTF-8: {error}") from None
 
@@ -94,18 +90,40 @@ def json_value(text: str, where: str) -> Any:
     """
     try:
         value = json.loads(text)
-        if "\\u" in text:  # an escape can spell half of a surrogate pair, which is no character
-            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise InputError(
             f"{where}: expected one JSON object, found {text[:40]!r} "
             f"({error.msg} at column {error.colno})"
         ) from None
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: expected text, found an unpaired surrogate") from None
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
         raise InputError(f"{where}: cannot be read as JSON Lines: {error}") from None
+    if "\\u" in text:
+        _check_text(value, where)
     return value
+
+
+def _check_text(value: Any, where: str) -> None:
+    """Refuses JSON with text that no UTF-8 file can hold: an escape can spell half a character."""
+    try:
+        _find_lone_surrogate(value, where)
+    except RecursionError as error:
+        raise InputError(f"{where}: cannot be read as JSON Lines: {error}") from None
+
+
+def _find_lone_surrogate(value: Any, where: str) -> None:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            lone = value[error.start]
+            raise InputError(f"{where}: expected text, found the lone surrogate {lone!r}") from None
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _find_lone_surrogate(key, where)
+            _find_lone_surrogate(item, f"{where}: {key if key.isprintable() else repr(key)}")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _find_lone_surrogate(item, f"{where}[{i}]")
 
 
 def listed(names: Iterable[Any]) -> str:
@@ -165,11 +183,10 @@ def _array_rows(path: Path) -> Iterator[Row]:
                 f"{text[at : at + 40]!r}"
             ) from None
         try:
-            json.dumps(value, ensure_ascii=False).encode()
-            yield Row(where, number, value)
-        except UnicodeEncodeError:
-            bad = InputError(f"{where}: expected text, found an unpaired surrogate")
-            yield Row(where, number, bad)
+            _check_text(value, where)
+        except InputError as error:
+            value = error
+        yield Row(where, number, value)
         number += 1
         at = skip_space(end) + 1
         if text[at - 1 : at] == "]":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cai_jax.data.bad_records import BadRecords
-from cai_jax.data.rows import json_value, listed, text_lines
+from cai_jax.data.rows import json_value, listed, read_rows, text_lines
 from cai_jax.errors import InputError
 
 
@@ -161,6 +161,17 @@ class Rollout:
 
 
 @dataclasses.dataclass(frozen=True)
+class Candidates:
+    """Several responses to one dialogue with their PM scores; `best` counts from 0."""
+
+    id: str
+    dialogue: Dialogue
+    responses: tuple[str, ...]
+    scores: tuple[float, ...]
+    best: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Answer:
     """What a model answered to prompt `id` of an evaluation set, and the judge's verdict on it."""
 
@@ -232,7 +243,7 @@ def write_records(path: Path, records: Iterable[Any]) -> int:
 def read_records(
     path: Path, record_type: type[Record], bad: BadRecords | None = None
 ) -> list[Record]:
-    """Reads a JSON Lines file of one record type.
+    """Reads a file of one record type, in JSON Lines or as `data/rows.py` says.
 
     Args:
         path: the file.
@@ -244,7 +255,7 @@ def read_records(
     """
     bad = bad or BadRecords()
     records = []
-    for where, value in lines(path):
+    for where, _, value in read_rows(path):
         try:
             if isinstance(value, InputError):
                 raise value
@@ -255,25 +266,16 @@ def read_records(
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yields ("file:line", value) for each line of a .jsonl or .jsonl.gz file.
+    """Yields ("file:line", value) for each line of a .jsonl or .jsonl.gz file, blank ones too.
 
     Raises:
         InputError: a file that cannot be read, or a line that is no JSON.
     """
-    for where, value in lines(path):
-        if isinstance(value, InputError):
-            raise value
-        yield where, value
-
-
-def lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """`json_lines` with an InputError in the place of a line that cannot be read."""
     for number, line in text_lines(path, "JSON Lines"):
+        if isinstance(line, InputError):
+            raise line
         where = f"{path}:{number}"
-        try:
-            yield where, line if isinstance(line, InputError) else json_value(line, where)
-        except InputError as error:
-            yield where, error
+        yield where, json_value(line, where)
 
 
 def parse(expected: Any, value: Any, where: str) -> Any:

@@ -120,7 +120,7 @@ class ChatTokenizer(TextTokenizer):
                 "learn to stop; use the plain dialogue format"
             )
         self.eos_id = end
-        self.stops = self._chat.control_tokens
+        self.stops = (tokenizer.decode([tokenizer.eos_id]), *self._chat.used_tokens())
         begins = self._chat.encode([{"role": "user", "content": "a"}]).ids[:1]
         self.adds_bos = begins == [self.bos_id]
 

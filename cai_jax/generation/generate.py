@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import typing
 from collections.abc import Iterable, Sequence
@@ -47,7 +48,7 @@ def generate(
         model: on the devices of `mesh`.
         prompts: token ids, as `tokenizer.encode_prompt` gives them. An empty one is given the
             token that begins a text.
-        settings: of all prompts.
+        settings: of all prompts; the tokenizer's own `stops` end texts besides.
         keys: one key a prompt [n], or (base key, one record id a prompt); ids are integers or
             strings, and equal ids of equal prompts give equal completions.
         batch_size: rows decoded at a time.
@@ -63,6 +64,7 @@ def generate(
         InputError: a prompt and max_new_tokens need more positions than the model has, a prompt
             has tokens that it does not know, or it is a preference model.
     """
+    settings = dataclasses.replace(settings, stop=(*settings.stop, *model.tokenizer.stops))
     budgets = [settings.max_new_tokens] * len(prompts)
     prompts = batching.checked_prompts(model, prompts, budgets, "max_new_tokens", names)
     with batching.measured(stats) as stats:

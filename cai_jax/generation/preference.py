@@ -1,10 +1,11 @@
-"""Scores of whole texts by a preference model: the host's half."""
+"""Scores of whole texts by a preference model, and what it must share with a policy."""
 
 from __future__ import annotations
 
 import functools
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,3 +68,103 @@ def _scores_jit(params, config: ModelConfig, tokens: jax.Array, mask: jax.Array)
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     hidden, _ = transformer.forward(params, config, tokens, positions=positions, segments=mask)
     return transformer.scores(params, hidden[:, -1])
+
+
+def end_scores(
+    params: transformer.Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    mask: jax.Array,
+    ends: jax.Array,
+    eos_id: int,
+) -> jax.Array:
+    """Scores [B] of texts [B, T] whose end token is put at `ends` [B]; pure, for a larger program.
+
+    What stands at an end, or follows it, is not part of the text.
+
+    Args:
+        params: of the preference model.
+        config: its shape.
+        tokens: ids, padded on the left.
+        mask: [B, T] 1 for a token.
+        ends: columns, 1 to T.
+        eos_id: the end token.
+    """
+    columns, ends = jnp.arange(tokens.shape[1] + 1), ends[:, None]
+    tokens, mask = (jnp.pad(x, ((0, 0), (0, 1))) for x in (tokens, mask))
+    tokens = jnp.where(columns == ends, eos_id, tokens)
+    mask = jnp.where(columns == ends, 1, jnp.where(columns < ends, mask, 0))
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    hidden, _ = transformer.forward(params, config, tokens, positions=positions, segments=mask)
+    last = jnp.take_along_axis(hidden, ends[..., None], axis=1)[:, 0]
+    return transformer.scores(params, last)
+
+
+def check_models(
+    policy: LanguageModel, preference: LanguageModel, ids: Sequence[Sequence[int]], room: int
+) -> None:
+    """Refuses models that do not hold the texts, or whose tokens are not the same.
+
+    Args:
+        policy: writes the responses.
+        preference: scores them.
+        ids: of the prompts.
+        room: tokens that follow a prompt, at most.
+
+    Raises:
+        InputError: in one line, what does not fit.
+    """
+    if "score_head" in policy.params:
+        raise InputError("model: expected a language model, found a preference model")
+    if "score_head" not in preference.params:
+        raise InputError("preference_model: expected a score head, found a language model")
+    texts = [policy.tokenizer.decode(of_prompt) for of_prompt in ids[:100]]
+    tokenizers = (policy.tokenizer, preference.tokenizer)
+    seen = [(t.vocab_size, t.eos_id, t.encode_batch(texts)) for t in tokenizers]
+    if seen[0] != seen[1]:
+        raise InputError(
+            "preference_model: expected the tokenizer of the policy, found another one; "
+            "train the preference model from a model of the same family"
+        )
+    length = max(map(len, ids)) + room
+    largest = max(policy.tokenizer.eos_id, max(map(max, ids)))
+    for role, model in (("model", policy), ("preference_model", preference)):
+        if length > model.config.max_positions:
+            raise InputError(
+                f"{role}: expected room for {length} tokens (prompt, max_new_tokens and end), "
+                f"found {model.config.max_positions} positions; lower max_prompt_tokens"
+            )
+        if largest >= model.config.vocab_size:
+            raise InputError(
+                f"{role}: its tokenizer gives id {largest}, but its vocabulary has only "
+                f"{model.config.vocab_size} entries; the folder's files do not belong together"
+            )
+
+
+def pair_scores(params: Any, config: ModelConfig, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """Scores of responses A and B, [B] each, of a batch on devices; differentiable.
+
+    Args:
+        params: of a preference model.
+        config: of the model.
+        batch: arrays as `data/comparisons.py` has them: a PairBatch, whose texts stand each in a
+            row of its own, padded on the left, or a SharedBatch, whose responses share a row and
+            the one copy of their prompt there.
+    """
+    if hasattr(batch, "ends"):
+        hidden, _ = transformer.forward(
+            params,
+            config,
+            batch.tokens,
+            positions=batch.positions,
+            segments=batch.segments,
+            parents=batch.parents,
+        )
+        last = jnp.take_along_axis(hidden, batch.ends[..., None], axis=1)  # [B, 2, D]
+        scores = transformer.scores(params, last)
+        return scores[:, 0], scores[:, 1]
+    tokens, mask = (x.reshape(-1, x.shape[-1]) for x in (batch.tokens, batch.mask))  # [2B, T]
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    hidden, _ = transformer.forward(params, config, tokens, positions=positions, segments=mask)
+    scores = transformer.scores(params, hidden[:, -1]).reshape(-1, 2)
+    return scores[:, 0], scores[:, 1]

@@ -1,13 +1,18 @@
-"""Sampling inside another compiled program: the rollouts of PPO."""
+"""Sampling inside another compiled program: the rollouts of PPO.
 
-from collections.abc import Sequence
-from typing import NamedTuple
+Axes: B responses, P prompt positions (padded on the left), R response positions.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cai_jax.generation.distribution import Filter, mode_of, uniforms
+from cai_jax.generation.preference import end_scores
 from cai_jax.generation.sampler import NO_TOKEN, decode, start
+from cai_jax.models import transformer
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.transformer import Params
 
@@ -63,3 +68,90 @@ def rollout(
     )
     generated = state.tokens != NO_TOKEN
     return Rollouts(jnp.where(generated, state.tokens, pad_id), state.logprobs, generated)
+
+
+def make_rollout(
+    evaluate: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+    policy_config: ModelConfig,
+    preference_config: ModelConfig,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    eos_id: int,
+    bootstrap: bool,
+) -> Callable[[Any, Params, Params, Any], dict[str, jax.Array]]:
+    """The pure program respond(params, reference, preference, prompts) -> experience.
+
+    `params` are a dict with the policy's under "policy"; `reference` and `preference` are those of
+    a language model and of a preference model; `prompts` have tokens, mask, keys (bits) and visits,
+    as `data.prompt_batches.PromptBatch`. The experience has the fields of
+    `algorithms.ppo.Experience`; a row of it depends on its prompt alone.
+
+    Args:
+        evaluate: (params, tokens [B, P + R], mask) -> log-probabilities at `temperature` and values
+            [B, R] of the last R tokens.
+        policy_config: the policy's shape.
+        preference_config: the preference model's.
+        max_new_tokens: R.
+        temperature: of sampling.
+        eos_id: ends a response, and is where a text is scored.
+        bootstrap: whether the values after the last tokens are wanted; else they are 0.
+    """
+
+    def respond(
+        params: Any, reference: Params, preference: Params, prompts: Any
+    ) -> dict[str, jax.Array]:
+        row_keys = jax.vmap(jax.random.fold_in)(
+            jax.random.wrap_key_data(prompts.keys), prompts.visits
+        )
+        sampled = rollout(
+            params["policy"],
+            policy_config,
+            prompts.tokens,
+            prompts.mask,
+            row_keys,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            stop_ids=(eos_id,),
+        )
+        tokens = jnp.concatenate([prompts.tokens, sampled.tokens], axis=1)
+        mask = jnp.concatenate([prompts.mask, sampled.mask.astype(jnp.int32)], axis=1)
+        # Of both by the same program, not of the policy by the sampler: before the first update
+        # their difference is 0, not rounding.
+        logprobs, values = evaluate(params, tokens, mask)
+        ref_logprobs, _ = evaluate({**params, "policy": reference}, tokens, mask)
+        last_values = jnp.zeros_like(values[:, 0])
+        if bootstrap:
+            # One place more, whose token is not read: a value stands before its token.
+            longer = (jnp.pad(x, ((0, 0), (0, 1)), constant_values=1) for x in (tokens, mask))
+            last_values = evaluate(params, *longer)[1][:, -1]
+        ends = sampled.mask & (sampled.tokens == eos_id)
+        columns = prompts.mask.shape[1] + jnp.sum(sampled.mask & ~ends, axis=1)
+        return {
+            "tokens": tokens,
+            "mask": mask,
+            "response": sampled.mask,
+            "logprobs": logprobs,
+            "ref_logprobs": ref_logprobs,
+            "values": values,
+            "last_values": last_values,
+            "scores": end_scores(preference, preference_config, tokens, mask, columns, eos_id),
+            "ended": jnp.any(ends, axis=1),
+        }
+
+    return respond
+
+
+def response_states(
+    params: Params, config: ModelConfig, tokens: jax.Array, mask: jax.Array, length: int
+) -> jax.Array:
+    """Hidden states [B, length, D] before each of the last `length` tokens of [B, T]."""
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    hidden, _ = transformer.forward(
+        params,
+        config,
+        tokens[:, :-1],
+        positions=positions[:, :-1],
+        segments=mask[:, :-1],
+    )
+    return hidden[:, -length:]

@@ -102,12 +102,18 @@ class HeadNorm(nn.Module):
 
 
 def segment_bias(
-    segments: jax.Array, positions: jax.Array | None = None, window: int | None = None
+    segments: jax.Array,
+    positions: jax.Array | None = None,
+    window: int | None = None,
+    parents: jax.Array | None = None,
 ) -> jax.Array:
     """[B, T, T]: 0 where position t may see position s, else MASKED."""
     slots = jnp.arange(segments.shape[1])
     causal = slots[:, None] >= slots[None, :]
-    seen = causal & (segments[:, :, None] == segments[:, None, :])
+    same = segments[:, :, None] == segments[:, None, :]
+    if parents is not None:
+        same |= parents[:, :, None] == segments[:, None, :]
+    seen = causal & same
     if window is not None:
         assert positions is not None
         seen &= positions[:, :, None] - positions[:, None, :] < window

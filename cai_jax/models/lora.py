@@ -31,7 +31,8 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     config.rank = 0  # R; 0: no LoRA, all parameters are trained
     config.alpha = 16.0  # the product of the factors is multiplied by alpha / rank
-    config.targets = tuple(INPUT_AXES)  # the projections that have factors
+    # The projections that have factors, of query, key, value, out, gate, up and down; (): all.
+    config.targets = ()
     return config
 
 
@@ -50,8 +51,6 @@ def check(config: ConfigDict) -> None:
             raise InputError(
                 f"lora.targets: expected some of {', '.join(INPUT_AXES)}, found {target!r}"
             )
-    if config.rank and not config.targets:
-        raise InputError("lora.targets: expected at least one projection, found none")
 
 
 def split(params: Params, config: ConfigDict, key: jax.Array) -> tuple[Params, Params | None]:
@@ -115,7 +114,7 @@ def merged(trained: Params, frozen: Params | None, config: ConfigDict) -> Params
 
     if frozen is None:
         return trained
-    return jax.jit(lambda *parts: joined(*parts, config))(trained, frozen)
+    return jax.jit(lambda trained, frozen: joined(trained, frozen, config))(trained, frozen)
 
 
 def product(factors: dict[str, Any], shape: tuple[int, ...]) -> jax.Array:
@@ -128,7 +127,7 @@ def product(factors: dict[str, Any], shape: tuple[int, ...]) -> jax.Array:
 
 
 def paths(params: Params, targets: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Where in `params` the projections named `targets` are, in the order of the tree.
+    """Where in `params` the projections named `targets` are (none: all), in the tree's order.
 
     Raises:
         InputError: there is none of some name.
@@ -138,7 +137,7 @@ def paths(params: Params, targets: tuple[str, ...]) -> list[tuple[str, ...]]:
     found = []
     for keys, _ in jax.tree_util.tree_flatten_with_path(params.get("layers", {}))[0]:
         path = ("layers", *(key.key for key in keys))
-        if path[-1] in targets:
+        if path[-1] in (targets or INPUT_AXES):
             found.append(path)
     missing = set(targets) - {path[-1] for path in found}
     if missing:

@@ -4,6 +4,7 @@ It has adapter_config.json and adapter_model.safetensors: for each adapted modul
 and lora_B [outputs, R], with the axes that the module's own weight has in the model's family.
 """
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -22,11 +23,11 @@ PREFIX = "base_model.model."  # of every module's name, as PEFT wraps the model
 
 def write(
     folder: Path, model: ModelConfig, trained: lora.Params, config: ConfigDict, base: str
-) -> bool:
-    """Writes the folder, which must not exist, and says whether it could.
+) -> None:
+    """Writes the folder, which must not exist.
 
-    It cannot where the family keeps several projections in one module: a factor of its own for
-    each has no name in PEFT. (The merged model has no such limit.)
+    Where a family keeps several projections in one module, its factors have the ranks of all of
+    them side by side.
 
     Args:
         folder: to make.
@@ -39,39 +40,39 @@ def write(
 
     preference_model = "score_head" in trained
     arrays: dict[str, np.ndarray] = {}
-    modules: dict[str, bool] = {}  # each module's name in a layer, and whether inputs come first
-    found = 0
+    ranks: dict[str, int] = {}  # of each module, by its name in a layer
+    inputs_first = False
     for tensor in families.tensors(model, preference_model):
         if tensor.paths[0] == ("score_head", "kernel"):
             score = np.asarray(trained["score_head"]["kernel"], np.float32)
             arrays[PREFIX + tensor.name] = families.to_file(tensor, [score], model)
+        adapted = [_factors(trained[lora.ADAPTER], path) for path in tensor.paths]
+        if not any(adapted):
             continue
-        if not any(_has(trained[lora.ADAPTER], path) for path in tensor.paths):
-            continue
-        if len(tensor.paths) > 1:
-            return False
-        found += 1
-        factors = lora.at(trained[lora.ADAPTER], tensor.paths[0])
         name = tensor.name.removesuffix(".weight")
         inputs = tensor.axes[: lora.INPUT_AXES[tensor.paths[0][-1]]]
-        modules[name.partition("{layer}.")[2]] = tensor.file_axes[0] == inputs
+        inputs_first = inputs_first or tensor.file_axes[0] == inputs
+        ranks[name.partition("{layer}.")[2]] = config.rank * sum(map(bool, adapted))
         for layer in range(model.layers):
-            module = PREFIX + name.format(layer=layer)
-            a, b = (np.asarray(factors[side][layer], np.float32) for side in ("a", "b"))
-            arrays[f"{module}.lora_A.weight"] = np.ascontiguousarray(a.reshape(-1, config.rank).T)
-            arrays[f"{module}.lora_B.weight"] = np.ascontiguousarray(b.reshape(config.rank, -1).T)
-    if not found or len(set(modules.values())) > 1:
-        return False
+            a, b = _module(tensor, model, adapted, layer, inputs)
+            # safetensors writes memory as it lies.
+            for side, factor in (("A", a), ("B", b)):
+                key = f"{PREFIX}{name.format(layer=layer)}.lora_{side}.weight"
+                arrays[key] = np.ascontiguousarray(factor)
+    wider = {module: rank for module, rank in ranks.items() if rank != config.rank}
     values = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if preference_model else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": config.rank,
         "lora_alpha": config.alpha,
+        # The same alpha / rank for all.
+        "rank_pattern": wider,
+        "alpha_pattern": {m: config.alpha * rank / config.rank for m, rank in wider.items()},
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": next(iter(modules.values())),
-        "target_modules": sorted(modules),
+        "fan_in_fan_out": inputs_first,
+        "target_modules": sorted(ranks),
         "modules_to_save": ["score"] if preference_model else None,
         "inference_mode": True,
     }
@@ -80,12 +81,37 @@ def write(
     save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
     # safetensors makes files that only their owner can read.
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)
-    return True
 
 
-def _has(adapter: Any, path: tuple[str, ...]) -> bool:
+def _factors(adapter: Any, path: tuple[str, ...]) -> Any:
+    """The factors of the array at `path`, or None."""
     for name in path:
         if name not in adapter:
-            return False
+            return None
         adapter = adapter[name]
-    return True
+    return adapter
+
+
+def _module(
+    tensor: families.Tensor, model: ModelConfig, adapted: list[Any], layer: int, inputs: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """lora_A [R, inputs] and lora_B [outputs, R] of a module in a layer."""
+    present = [factors for factors in adapted if factors]
+    a = [np.asarray(factors["a"][layer], np.float32) for factors in present]
+    rank = a[0].shape[-1]
+    lora_a = np.concatenate([x.reshape(-1, rank).T for x in a])
+    if len(tensor.paths) == 1:
+        b = np.asarray(present[0]["b"][layer], np.float32)
+        return lora_a, b.reshape(rank, -1).T
+    # Each projection reads its own ranks; they lie as the module's weight would with R inputs.
+    assert inputs == "D"
+    total, first, blocks = len(lora_a), 0, []
+    for factors in adapted:
+        shape = families.params_shape(tensor, model)[1:]
+        block = np.zeros((total, *shape), np.float32)
+        if factors:
+            block[first : first + rank] = factors["b"][layer]
+            first += rank
+        blocks.append(block)
+    lora_b = families.to_file(tensor, blocks, dataclasses.replace(model, width=total))
+    return lora_a, lora_b.T if tensor.file_axes[0] == inputs else lora_b

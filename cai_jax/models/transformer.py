@@ -30,6 +30,7 @@ def forward(
     *,
     positions: jax.Array | None = None,
     segments: jax.Array | None = None,
+    parents: jax.Array | None = None,
     cache: Cache | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """Runs the model on tokens [B, T], and returns the hidden states after the final norm.
@@ -46,6 +47,8 @@ def forward(
         positions: [B, T] of each token in its document; by default its index in the row, which
             gives the same result where positions are rotations: only their differences matter.
         segments: [B, T] document ids, 0 for padding; by default all 1.
+        parents: [B, T], without a cache: of each token a second document that it sees and goes on
+            from, earlier in the row (so that two responses share a prompt); by default its own.
         cache: what earlier calls returned, or `init_cache`; it must have T free slots.
 
     Returns:
@@ -53,7 +56,10 @@ def forward(
     """
     if config.learned_positions and positions is None and not (segments is None and cache is None):
         raise ValueError("a model with learned positions must be told the positions of its tokens")
-    result: Any = Transformer(config).apply({"params": params}, tokens, positions, segments, cache)
+    if parents is not None and (positions is None or cache is not None):
+        raise ValueError("documents with parents need their positions, and have no cache")
+    arguments = tokens, positions, segments, cache, parents
+    result: Any = Transformer(config).apply({"params": params}, *arguments)
     return result
 
 
@@ -111,7 +117,7 @@ class Transformer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, tokens, positions=None, segments=None, cache=None):
+    def __call__(self, tokens, positions=None, segments=None, cache=None, parents=None):
         config = self.config
         batch, length = tokens.shape
         start = 0 if cache is None else cache.length
@@ -121,7 +127,9 @@ class Transformer(nn.Module):
             segments = jnp.ones((batch, length), jnp.int32)
         rotations = _rotations(positions, config)
         if cache is None:
-            biases = [segment_bias(segments, positions, window) for window in _windows(config)]
+            biases = [
+                segment_bias(segments, positions, window, parents) for window in _windows(config)
+            ]
             state = None
         else:
             valid = lax.dynamic_update_slice(cache.valid, segments != 0, (0, start))

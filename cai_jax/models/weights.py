@@ -141,6 +141,13 @@ def read_config(folder: Path) -> tuple[ModelConfig, bool]:
         raise InputError(f"{error}; its auto_map names code to run, which is never done") from None
 
 
+def read_special_tokens(folder: Path) -> dict[str, Any]:
+    """What a folder's `config.json` names of "bos", "eos" and "pad": ids, or a list of them."""
+    values = _json_object(Path(folder) / "config.json")
+    named = {name: values.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def write_config(
     folder: Path,
     config: ModelConfig,

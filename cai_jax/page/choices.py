@@ -81,7 +81,7 @@ def rating_tables(found: Mapping[str, Any]) -> list[Html]:
     parts: list[Html] = []
     for judge, of in found["judges"].items():
         parts.append(element("h4", f"Judged by {JUDGES[judge]}"))
-        parts.append(models_table(found | {"models": of["models"]}))
+        parts.append(models_table({**found, "models": of["models"]}))
         for rating, counts in of["ratings"].items():
             people = f" by {counts['annotators']} people" if counts["annotators"] else ""
             text = (

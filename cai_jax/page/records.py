@@ -145,6 +145,8 @@ def _verdict_tags(verdict: Mapping[str, Any]) -> list[Html]:
             tags.append(_tag(label, kind))
         elif isinstance(value, float):
             tags.append(_tag(f"{label} {number(value)}"))
+        elif name == "refusal" and value != "none":
+            tags.append(_tag(f"{value} refusal"))
     return tags
 
 

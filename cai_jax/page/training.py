@@ -17,8 +17,17 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
         "KL to the reference (nats per response)": ("kl",),
         "response length (tokens)": ("length",),
         "entropy (nats per token)": ("entropy",),
+        "shares of responses": ("eos_rate", "evasive"),
         "clipped share of ratios": ("clip_fraction",),
+        "KL to the sampling policy (nats per token)": ("policy_kl",),
+        "KL coefficient": ("kl_coefficient",),
         "value loss": ("value_loss",),
+        "explained variance of the returns": ("explained_variance",),
+    },
+    "dpo": {
+        "loss (nats per comparison)": ("loss", "entropy"),
+        "accuracy of the implied rewards": ("accuracy",),
+        "margin of the implied rewards towards the label": ("margin",),
     },
 }
 """For each kind of step: a plot's title, and the metrics that it shows if they are there."""

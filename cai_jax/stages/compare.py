@@ -27,6 +27,7 @@ def default_config() -> ConfigDict:
     config.temperature = 1.0
     config.top_k = 0
     config.top_p = 1.0
+    config.dialogue_format = "plain"  # "\n\nHuman: ..."; or "chat", the model's own template
     config.max_response_tokens = 256
     config.max_tries = 4  # samples of the second response, until it differs from the first
     config.limit = 0  # at most so many prompts of each file; 0: all
@@ -69,6 +70,7 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     prompts = readers.read_all_prompts(inputs["prompts"], config.limit, config.fields, bad)
     device_mesh = mesh.make_mesh(config.mesh)
     model = checkpoints.load_model(inputs["model"], device_mesh)
+    model = checkpoints.in_format(model, config.dialogue_format)
     fitting = encode_fitting(config, prompts, model)
     counts = Counter(tokens=0, too_long=len(prompts) - len(fitting), resampled=0)
     counts.update(bad.report(folder))
@@ -119,6 +121,9 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:
     Raises:
         InputError: naming the parameter, what was expected and found.
     """
+    from cai_jax.text.formats import dialogue_format
+
+    dialogue_format(config.dialogue_format)
     if config.on_long not in ON_LONG:
         raise InputError(f"on_long: expected 'refuse' or 'drop', found {config.on_long!r}")
     if config.limit < 0:
@@ -150,9 +155,10 @@ def encode_fitting(
     Raises:
         InputError: on_long is "refuse" and some do not fit; or none does.
     """
-    from cai_jax.text.dialogue import render
+    from cai_jax.text.formats import dialogue_format
 
-    encoded = model.tokenizer.encode_prompts(render(prompt.dialogue) for prompt in prompts)
+    asked = dialogue_format(config.dialogue_format)
+    encoded = model.tokenizer.encode_prompts(asked.dialogue(prompt.dialogue) for prompt in prompts)
     positions = model.config.max_positions
     fitting = keep_fitting(
         "prompts",

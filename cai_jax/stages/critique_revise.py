@@ -48,6 +48,8 @@ def default_config() -> ConfigDict:
     config.num_principles = 0  # of these so many, drawn by the seed; 0: all
     config.principles_seed = -1  # of that draw; -1: the step's own
     config.num_few_shots = 2  # at most so many of the constitution's before critique and revision
+    # "\n\nHuman: ..."; or "chat", the model's own template, where requests are the human's turns.
+    config.dialogue_format = "plain"
     config.temperature = 1.0
     config.top_k = 0
     config.top_p = 1.0
@@ -73,7 +75,9 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
 
     Returns:
         Counts: records (chains), tokens (generated), revisions; too_long (prompts left out);
-        few_shots_dropped (of critique and revision prompts, for want of room);
+        neutralised (chains of plain text in which a line could have passed for a turn, and was
+        changed in the prompts); few_shots_dropped (of critique and revision prompts, for want of
+        room);
         truncated_responses, ... (ended by their maximum of tokens); empty_responses, ... (an empty
         revision is replaced by the text that it should have revised). The ids of the `principles`
         that could be drawn.
@@ -86,12 +90,14 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     from cai_jax.core.progress import Progress
     from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import write_records
+    from cai_jax.text.markers import has_labels
 
     constitution = check(config, inputs)
     bad = BadRecords(config.data.on_bad_record)
     prompts = readers.read_all_prompts(inputs["prompts"], config.limit, config.fields, bad)
     device_mesh = mesh.make_mesh(config.mesh)
     model = checkpoints.load_model(inputs["model"], device_mesh)
+    model = checkpoints.in_format(model, config.dialogue_format)
     fitting = prompts_that_fit(config, prompts, constitution, model)
     counts = Counter(too_long=len(prompts) - len(fitting), few_shots_dropped=0, tokens=0)
     counts.update(bad.report(folder))
@@ -106,6 +112,8 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     if constitution is not None:
         artifact.write_json(folder / "constitution.json", dataclasses.asdict(constitution))
     revisions = sum(len(chain.rounds) for chain in chains)
+    if config.dialogue_format == "plain":
+        counts["neutralised"] = sum(bool(c.rounds) and has_labels(texts_of(c)) for c in chains)
     taken = [principle.id for principle in constitution.principles] if constitution else []
     return {"records": len(chains), "revisions": revisions, **counts, "principles": taken}
 
@@ -121,7 +129,9 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> Constitution | None:
     """
     from cai_jax import checkpoints
     from cai_jax.text.constitution import load_constitution
+    from cai_jax.text.formats import dialogue_format, example_turns
 
+    dialogue_format(config.dialogue_format)
     if config.on_long not in ON_LONG:
         raise InputError(f"on_long: expected 'refuse' or 'drop', found {config.on_long!r}")
     lowest = {"num_rounds": 0, "num_few_shots": 0, "limit": 0, "principles_seed": -1}
@@ -135,6 +145,9 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> Constitution | None:
     if "constitution" not in inputs:
         return None
     constitution = load_constitution(checkpoints.resolve(inputs["constitution"]))
+    for text in constitution.critique_few_shots[: config.num_few_shots]:
+        if config.dialogue_format == "chat":
+            example_turns(text)
     seed = config.seed if config.principles_seed < 0 else config.principles_seed
     return constitution.subset(config.principles).drawn(config.num_principles, seed)
 
@@ -168,10 +181,12 @@ class Job(typing.NamedTuple):
 def make_chains(job: Job, prompts: Sequence[Prompt]) -> list[Chain]:
     """The chains of some prompts, in their order."""
     from cai_jax.data.schema import Chain
-    from cai_jax.text.dialogue import render
+    from cai_jax.text.formats import dialogue_format
+
+    lay_out = dialogue_format(job.config.dialogue_format)
 
     def asked(prompt: Prompt) -> LayOut:
-        return lambda shots: render(prompt.dialogue)
+        return lambda shots: lay_out.dialogue(prompt.dialogue)
 
     ids = [prompt.id for prompt in prompts]
     responses = ask(job, 0, "response", ids, [asked(prompt) for prompt in prompts], ())
@@ -188,19 +203,18 @@ def make_chains(job: Job, prompts: Sequence[Prompt]) -> list[Chain]:
 def revise(job: Job, number: int, chains: Sequence[Chain]) -> list[Chain]:
     """The chains with one more round, without those that no longer fit (counted too_long)."""
     from cai_jax.data.schema import Round
-    from cai_jax.text import prompts
     from cai_jax.text.few_shots import without_critiques
+    from cai_jax.text.formats import dialogue_format
 
     assert job.constitution is not None
+    asked = dialogue_format(job.config.dialogue_format)
     few_shots = job.constitution.critique_few_shots[: job.config.num_few_shots]
     drawn = draw_principles(job, number, chains)
     critiques: list[str | None] = [""] * len(chains)
     if job.config.critique:
 
         def criticised(chain: Chain, principle: Principle) -> LayOut:
-            return lambda shots: prompts.critique_prompt(
-                chain.dialogue, last_text(chain), principle, shots
-            )
+            return lambda shots: asked.critique(chain.dialogue, last_text(chain), principle, shots)
 
         lay_outs = [criticised(*both) for both in zip(chains, drawn)]
         ids = [chain.id for chain in chains]
@@ -211,10 +225,8 @@ def revise(job: Job, number: int, chains: Sequence[Chain]) -> list[Chain]:
     def revised(chain: Chain, principle: Principle, critique: str) -> LayOut:
         text = last_text(chain)
         if job.config.critique:
-            return lambda shots: prompts.revision_prompt(
-                chain.dialogue, text, critique, principle, shots
-            )
-        return lambda shots: prompts.direct_revision_prompt(chain.dialogue, text, principle, shots)
+            return lambda shots: asked.revision(chain.dialogue, text, critique, principle, shots)
+        return lambda shots: asked.direct_revision(chain.dialogue, text, principle, shots)
 
     kept = [
         (c, p, critique) for c, p, critique in zip(chains, drawn, critiques) if critique is not None
@@ -230,6 +242,12 @@ def revise(job: Job, number: int, chains: Sequence[Chain]) -> list[Chain]:
         for (chain, principle, critique), revision in zip(kept, revisions)
         if revision is not None
     ]
+
+
+def texts_of(chain: Chain) -> list[str]:
+    """All that the human and the model wrote."""
+    written = [text for step in chain.rounds for text in (step.critique, step.revision)]
+    return [*(turn.text for turn in chain.dialogue), chain.response, *written]
 
 
 def last_text(chain: Chain) -> str:
@@ -308,26 +326,30 @@ def prompts_that_fit(
     Raises:
         InputError: on_long is "refuse" and some do not fit; or none does.
     """
-    from cai_jax.text import prompts as templates
-    from cai_jax.text.dialogue import render
+    from cai_jax.text.formats import Turn, dialogue_format
 
+    asked = dialogue_format(config.dialogue_format)
     encode = model.tokenizer.encode_prompts
     after = config.max_response_tokens
     if config.num_rounds:
         assert constitution is not None
         principles = constitution.principles
         critique = config.max_critique_tokens if config.critique else 0
+        # A chat template may refuse what no human begins, and texts that are empty.
+        begun, text = ((), "")
+        if config.dialogue_format == "chat":
+            begun, text = (Turn("human", "a"),), "a"
         if config.critique:
-            frames = [templates.revision_prompt([], "", "", p) for p in principles]
+            frames = [asked.revision(begun, text, text, p) for p in principles]
         else:
-            frames = [templates.direct_revision_prompt([], "", p) for p in principles]
+            frames = [asked.direct_revision(begun, text, p) for p in principles]
         after = max(config.max_response_tokens, config.max_revision_tokens)
         after += max(map(len, encode(frames))) + critique + config.max_revision_tokens
     positions = model.config.max_positions
     fitting = keep_fitting(
         "prompts",
         [prompt.id for prompt in prompts],
-        [len(ids) for ids in encode(render(prompt.dialogue) for prompt in prompts)],
+        [len(ids) for ids in encode(asked.dialogue(p.dialogue) for p in prompts)],
         positions - after,
         config.on_long,
         f"a chain may need {after} of the model's {positions} positions after its prompt; "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import typing
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,9 @@ if typing.TYPE_CHECKING:
     from cai_jax.data.schema import Judgement, Pair
 
 GAMES = ("soft", "hard")
+SIDES = ("model_a", "model_b")
+TAGS = ("prompt_set", "prompt", *SIDES)
 RATINGS = {"red_team": "harmlessness_elo", "benign": "helpfulness_elo"}
-
-# The input role of each judge.
-JUDGES = {
-    "preference_model": "preference_model",
-    "comparisons": "feedback_model",
-    "votes": "people",
-}
 
 
 def default_config() -> ConfigDict:
@@ -96,10 +91,9 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     check(config, inputs)
     pairs = read_pairs(_listed(inputs["pairs"]))
     counts = Counter(tokens=0, ties=0)
-    judges = {"preference_model": judge_by_scores, "comparisons": read_labels, "votes": count_votes}
     judgements = [
         judgement
-        for role, judge in judges.items()
+        for role, judge in JUDGES.items()
         if inputs.get(role)
         for judgement in judge(config, pairs, inputs[role], counts)
     ]
@@ -124,10 +118,6 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     write_records(folder / "judgements.jsonl", judgements)
     artifact.write_json(folder / "evaluation.json", found)
     return {"records": len(judgements), **counts}
-
-
-SIDES = ("model_a", "model_b")
-TAGS = ("prompt_set", "prompt", *SIDES)
 
 
 def _listed(value: Any) -> list[Path]:
@@ -192,8 +182,7 @@ def judge_by_scores(
     a, b = np.asarray(scores, np.float64).reshape(-1, 2).T
     p_a = 0.5 * (1.0 + np.tanh(0.5 * (a - b)))
     return [
-        judgement_of(pair, JUDGES["preference_model"], p)
-        for pair, p in zip(pairs.values(), p_a.tolist())
+        judgement_of(pair, "preference_model", p) for pair, p in zip(pairs.values(), p_a.tolist())
     ]
 
 
@@ -217,7 +206,7 @@ def read_labels(
                 )
             if comparison.id in found:
                 raise InputError(f"{path}: comparison {comparison.id!r}: found a second label")
-            found[pair.id] = judgement_of(pair, JUDGES["comparisons"], raw_probability(comparison))
+            found[pair.id] = judgement_of(pair, "feedback_model", raw_probability(comparison))
     return list(found.values())
 
 
@@ -247,9 +236,16 @@ def count_votes(
                 )
             counts["duplicates"] += earlier is not vote
     return [
-        judgement_of(pairs[vote.id], JUDGES["votes"], vote.p_a, vote.annotator)
-        for vote in found.values()
+        judgement_of(pairs[vote.id], "people", vote.p_a, vote.annotator) for vote in found.values()
     ]
+
+
+# By the input role that each needs.
+JUDGES: dict[str, Callable[..., list[Judgement]]] = {
+    "preference_model": judge_by_scores,
+    "comparisons": read_labels,
+    "votes": count_votes,
+}
 
 
 def rated(

@@ -49,6 +49,8 @@ def default_config() -> ConfigDict:
     config.anchor = ""
     # At most so many prompts of each set; 0 takes all.
     config.limit = 0
+    # "\n\nHuman: ..."; or "chat", the chat template of each model.
+    config.dialogue_format = "plain"
     config.max_new_tokens = 128
     config.temperature = 1.0
     config.top_k = 0
@@ -137,6 +139,9 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:
     Raises:
         InputError: an unknown judge or anchor, or a role that is missing.
     """
+    from cai_jax.text.formats import dialogue_format
+
+    dialogue_format(config.dialogue_format)
     if config.judge not in JUDGES:
         raise InputError(
             f"evaluate: judge: expected one of {', '.join(JUDGES)}, found {config.judge!r}"
@@ -156,14 +161,15 @@ def _sample(
     config: ConfigDict, inputs: Mapping[str, Any], folder: Path, bad: BadRecords
 ) -> tuple[list[Answer], int]:
     """Every model's answers to every prompt, and how many tokens that took."""
-    from cai_jax.checkpoints import load_model
+    from cai_jax.checkpoints import in_format, load_model
     from cai_jax.core.keys import base_key
     from cai_jax.core.mesh import make_mesh
     from cai_jax.data.schema import Answer
     from cai_jax.data.xstest import read_xstest
     from cai_jax.generation.generate import generate
     from cai_jax.generation.settings import SamplingSettings
-    from cai_jax.text.dialogue import STOPS, cut_at_stop, render
+    from cai_jax.text.dialogue import STOPS, cut_at_stop
+    from cai_jax.text.formats import dialogue_format
 
     prompts = {
         name: readers.read_prompts(inputs[name], config.limit, config.fields, bad)
@@ -182,12 +188,12 @@ def _sample(
     )
     answers, tokens = [], 0
     for model_name, reference in inputs.get("models", {}).items():
-        model = load_model(reference, mesh)
+        model = in_format(load_model(reference, mesh), config.dialogue_format)
         for set_name, records in prompts.items():
-            texts = [render(prompt.dialogue) for prompt in records]
+            asked = [dialogue_format(config.dialogue_format).dialogue(p.dialogue) for p in records]
             completions = generate(
                 model,
-                [model.tokenizer.encode_prompt(text) for text in texts],
+                [model.tokenizer.encode_prompt(prompt) for prompt in asked],
                 settings,
                 # The key knows the prompt, not the model.
                 (base_key(config.seed, folder.name), [prompt.id for prompt in records]),
@@ -225,22 +231,19 @@ def _oracle_opinions(config, inputs, answers: Sequence[Answer]) -> list[Opinion]
 
 def _preference_opinions(config, inputs, answers: Sequence[Answer]) -> list[Opinion]:
     """The PM's scores, and whether an answer opens with a refusal by the lexicon."""
-    from cai_jax.checkpoints import load_model
+    from cai_jax.checkpoints import in_format, load_model
     from cai_jax.core.mesh import make_mesh
     from cai_jax.generation.preference import preference_scores
-    from cai_jax.text.dialogue import render
+    from cai_jax.text.formats import dialogue_format
     from cai_jax.text.refusals import opens_with_refusal
 
     mesh = make_mesh(config.mesh)
-    model = load_model(inputs["preference_model"], mesh)
-    texts = [
-        # The score is read at an appended end-of-text token (Bai et al. 2022a, A.2).
-        [
-            *model.tokenizer.encode_prompt(f"{render(a.dialogue)} {a.response}"),
-            model.tokenizer.eos_id,
-        ]
-        for a in answers
-    ]
+    model = in_format(load_model(inputs["preference_model"], mesh), config.dialogue_format)
+    tokenizer, asked = model.tokenizer, dialogue_format(config.dialogue_format)
+    prompts = tokenizer.encode_prompts(asked.dialogue(a.dialogue) for a in answers)
+    responses = tokenizer.encode_batch(tokenizer.answer(a.response) for a in answers)
+    # The score is read at an appended end-of-text token (Bai et al. 2022a, A.2).
+    texts = [[*prompt, *said, tokenizer.eos_id] for prompt, said in zip(prompts, responses)]
     scores = preference_scores(model, texts, batch_size=config.batch_size, mesh=mesh).tolist()
     opinions = []
     for answer, score in zip(answers, scores):

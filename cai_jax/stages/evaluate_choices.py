@@ -22,15 +22,16 @@ from cai_jax.generation.room import ON_LONG, keep_fitting
 
 if typing.TYPE_CHECKING:
     import jax
-    import numpy as np
     from jax.sharding import Mesh
 
     from cai_jax.core.progress import Progress
     from cai_jax.data.choices import ChoiceQuestion
     from cai_jax.data.schema import Choice
+    from cai_jax.generation.choices import Answer, Thinking
     from cai_jax.models.language_model import LanguageModel
     from cai_jax.text.choices import Laid
     from cai_jax.text.constitution import Constitution
+    from cai_jax.text.few_shots import Fitted
 
 MODES = ("zero_shot", "few_shot", "chain_of_thought", "ensembled_chain_of_thought")
 PREFERENCE = "preference_model"
@@ -187,28 +188,34 @@ class Job(typing.NamedTuple):
 
 def ask_language_model(job: Job, name: str, pool: Sequence[ChoiceQuestion]) -> list[Choice]:
     """Asks in every mode; one ensemble of reasonings serves both modes that reason."""
-    import numpy as np
+    from cai_jax.text.choices import with_reasoning
 
     config, found = job.config, []
     questions = taken(config, pool)
     for mode in [mode for mode in MODES[:2] if mode in config.modes]:
         laid = direct_prompts(job, questions, pool, mode)
-        prompts = [(i, ids) for i, (ids, _) in fitted(job, name, questions, laid, 0).items()]
-        logps = option_logprobs(job, questions, prompts)
-        for i, row in zip((i for i, _ in prompts), logps):
-            found.append(choice(name, mode, questions, i, row[None]))
-    if reasonings_of(config):
-        reasoned = reason(job, name, questions)
-        prompts = [(i, ids) for i, ids, _ in reasoned]
-        by_question: dict[int, list[tuple[np.ndarray, str]]] = {}
-        for (i, _, text), row in zip(reasoned, option_logprobs(job, questions, prompts)):
-            by_question.setdefault(i, []).append((row, text))
+        answers = answered(job, name, questions, laid, 0)
+        found += [choice(name, mode, questions, i, of) for i, of in answers.items()]
+    if number := reasonings_of(config):
+        laid = [with_reasoning(q.prompt, job.constitution, config.num_few_shots) for q in questions]
+        answers = answered(job, name, questions, laid, number)
         for mode in [mode for mode in REASONED if mode in config.modes]:
-            number = 1 if mode == "chain_of_thought" else config.num_samples
-            for i, answers in by_question.items():
-                logps, texts = zip(*answers[:number])
-                found.append(choice(name, mode, questions, i, np.stack(logps), texts))
+            some = 1 if mode == "chain_of_thought" else number
+            found += [choice(name, mode, questions, i, of[:some]) for i, of in answers.items()]
     return found
+
+
+def choice(
+    name: str, mode: str, questions: Sequence[ChoiceQuestion], i: int, answers: Sequence[Answer]
+) -> Choice:
+    """The record of a question's answers."""
+    import numpy as np
+
+    from cai_jax.data.choices import choice_of
+
+    logps = np.array([answer.logps for answer in answers], np.float64)
+    reasonings = [answer.reasoning for answer in answers if answer.reasoning is not None]
+    return choice_of(questions, i, name, mode, logps, reasonings)
 
 
 def taken(config: ConfigDict, pool: Sequence[ChoiceQuestion]) -> Sequence[ChoiceQuestion]:
@@ -240,45 +247,63 @@ def direct_prompts(
     ]
 
 
-def reason(
-    job: Job, name: str, questions: Sequence[ChoiceQuestion]
-) -> list[tuple[int, list[int], str]]:
-    """Reasonings about each question: (its index, the tokens up to the answer, the reasoning)."""
+def answered(
+    job: Job,
+    name: str,
+    questions: Sequence[ChoiceQuestion],
+    laid: Sequence[Laid],
+    num_reasonings: int,
+) -> dict[int, list[Answer]]:
+    """The model's answers to questions by their index: one a reasoning, or one without any.
+
+    A question is left out, and counted, if it does not fit: all of it, if one reasoning does not.
+    """
+    from cai_jax.generation.choices import answer_choices
+    from cai_jax.text.prompts import SO_THE_ANSWER
+
+    config, encode = job.config, job.model.tokenizer.encode
+    reserved = config.max_reasoning_tokens + len(encode(SO_THE_ANSWER)) if num_reasonings else 0
+    fits = fitted(job, name, questions, laid, reserved)
+    answers: dict[int, list[Answer]] = {i: [] for i in fits}
+    for options in dict.fromkeys(questions[i].options for i in fits):
+        there = [i for i in fits if questions[i].options == options]
+        there = [i for i in there for _ in range(max(num_reasonings, 1))]
+        prompts = [fits[i] for i in there]
+        names = [f"{questions[i].id} {n % max(num_reasonings, 1)}" for n, i in enumerate(there)]
+        found = answer_choices(
+            job.model,
+            [prompt.ids for prompt in prompts],
+            [encode(option) for option in options],
+            thinking(job, prompts, names) if num_reasonings else None,
+            batch_size=config.batch_size,
+            names=[f"question {name}" for name in names],
+            mesh=job.mesh,
+            progress=job.progress,
+        )
+        for i, answer in zip(there, found):
+            answers[i].append(answer)
+    given = [answer for of_question in answers.values() for answer in of_question]
+    job.counts["tokens"] += sum(answer.num_tokens for answer in given)
+    job.counts["truncated_reasonings"] += sum(answer.truncated for answer in given)
+    long = {i for i, of in answers.items() if any(answer.logps is None for answer in of)}
+    job.counts["too_long"] += len(long)
+    return {i: of_question for i, of_question in answers.items() if i not in long}
+
+
+def thinking(job: Job, prompts: Sequence[Fitted], names: Sequence[str]) -> Thinking:
+    """How to reason about these prompts, each under the key of its name."""
     import jax
 
-    from cai_jax.generation.generate import generate
-    from cai_jax.text.choices import with_reasoning
+    from cai_jax.generation.choices import Thinking
     from cai_jax.text.dialogue import cut_at_stop
     from cai_jax.text.prompts import SO_THE_ANSWER
 
-    config, tokenizer = job.config, job.model.tokenizer
-    laid = [with_reasoning(q.prompt, job.constitution, config.num_few_shots) for q in questions]
-    reserved = config.max_reasoning_tokens + len(tokenizer.encode(SO_THE_ANSWER))
-    fits = fitted(job, name, questions, laid, reserved)
-    asked = [(i, number) for i in fits for number in range(reasonings_of(config))]
-    names = [f"{questions[i].id} {number}" for i, number in asked]
-    completions = generate(
-        job.model,
-        [fits[i][0] for i, _ in asked],
-        settings(config),
+    return Thinking(
+        settings(job.config),
         (jax.random.fold_in(job.key, REASONING), names),
-        batch_size=config.batch_size,
-        names=[f"question {name}" for name in names],
-        mesh=job.mesh,
-        progress=job.progress,
+        cut_at_stop,
+        lambda number, text: f"{prompts[number].text} {text}{SO_THE_ANSWER}",
     )
-    job.counts["tokens"] += sum(len(completion.token_ids) for completion in completions)
-    ends = [completion.finish_reason for completion in completions]
-    job.counts["truncated_reasonings"] += ends.count("length")
-    texts = [cut_at_stop(completion.text) for completion in completions]
-    encoded = tokenizer.encode_prompts(
-        f"{laid[i].lay_out(laid[i].few_shots[fits[i][1] :])} {text}{SO_THE_ANSWER}"
-        for (i, _), text in zip(asked, texts)
-    )
-    # Text that is encoded again may take more tokens than were sampled: then all of a question go.
-    long = {i for (i, _), ids in zip(asked, encoded) if len(ids) > room(job, questions)}
-    job.counts["too_long"] += len(long)
-    return [(i, ids, text) for (i, _), ids, text in zip(asked, encoded, texts) if i not in long]
 
 
 def fitted(
@@ -287,8 +312,8 @@ def fitted(
     questions: Sequence[ChoiceQuestion],
     laid: Sequence[Laid],
     reserved: int,
-) -> dict[int, tuple[list[int], int]]:
-    """Encodes prompts with as many few-shots as fit: index -> (token ids, few-shots dropped).
+) -> dict[int, Fitted]:
+    """Encodes prompts with as many few-shots as fit, by index.
 
     Args:
         job: its counts are added to.
@@ -316,7 +341,7 @@ def fitted(
         keep_fitting(f"evaluations.{name}", ids, lengths, max(most, 0), "refuse", why)
     job.counts["too_long"] += found.count(None)
     job.counts["few_shots_dropped"] += sum(one.dropped for one in found if one is not None)
-    return {i: (one.ids, one.dropped) for i, one in enumerate(found) if one is not None}
+    return {i: one for i, one in enumerate(found) if one is not None}
 
 
 def room(job: Job, questions: Sequence[ChoiceQuestion]) -> int:
@@ -327,32 +352,6 @@ def room(job: Job, questions: Sequence[ChoiceQuestion]) -> int:
     )
 
 
-def option_logprobs(
-    job: Job, questions: Sequence[ChoiceQuestion], prompts: Sequence[tuple[int, list[int]]]
-) -> list[np.ndarray]:
-    """Log-probabilities (nats) of the options of question i after each prompt (i, token ids)."""
-    import numpy as np
-
-    from cai_jax.generation.score import choice_logprobs
-
-    found: list[np.ndarray] = [np.zeros(0)] * len(prompts)
-    for options in dict.fromkeys(questions[i].options for i, _ in prompts):
-        places = [n for n, (i, _) in enumerate(prompts) if questions[i].options == options]
-        logps = choice_logprobs(
-            job.model,
-            [prompts[n][1] for n in places],
-            [job.model.tokenizer.encode(option) for option in options],
-            batch_size=job.config.batch_size,
-            names=[f"question {questions[prompts[n][0]].id}" for n in places],
-            mesh=job.mesh,
-            progress=job.progress,
-        )
-        for n, row in zip(places, np.asarray(logps, np.float64)):
-            found[n] = row
-    job.counts["tokens"] += sum(len(ids) for _, ids in prompts)
-    return found
-
-
 def ask_preference_model(job: Job, name: str, pool: Sequence[ChoiceQuestion]) -> list[Choice]:
     """Scores both responses of each comparison; questions without responses are not asked.
 
@@ -360,7 +359,7 @@ def ask_preference_model(job: Job, name: str, pool: Sequence[ChoiceQuestion]) ->
     """
     import numpy as np
 
-    from cai_jax.data.choices import RESPONSE
+    from cai_jax.data.choices import RESPONSE, choice_of
     from cai_jax.generation.preference import preference_scores
 
     questions = taken(job.config, pool)
@@ -390,40 +389,9 @@ def ask_preference_model(job: Job, name: str, pool: Sequence[ChoiceQuestion]) ->
     scores = preference_scores(job.model, kept, batch_size=job.config.batch_size, mesh=job.mesh)
     rows = np.asarray(scores, np.float64).reshape(-1, 2)
     return [
-        choice(name, PREFERENCE, questions, asked[n], row[None]) for n, row in zip(fitting, rows)
+        choice_of(questions, asked[n], name, PREFERENCE, row[None], scored=True)
+        for n, row in zip(fitting, rows)
     ]
-
-
-def choice(
-    name: str,
-    mode: str,
-    questions: Sequence[ChoiceQuestion],
-    index: int,
-    logps: np.ndarray,
-    reasonings: Sequence[str] = (),
-) -> Choice:
-    """The record of a question, from log-probabilities (or scores) [samples, options]."""
-    import numpy as np
-
-    from cai_jax.data.schema import Choice
-
-    question = questions[index]
-    total = np.logaddexp.reduce(logps, axis=1, keepdims=True)
-    probabilities = np.exp(logps - total).mean(0)
-    judged = mode == PREFERENCE
-    return Choice(
-        id=question.id,
-        evaluation=name,
-        mode=mode,
-        context=next(q.id for q in questions if q.context == question.context),
-        options=question.options,
-        correct=question.correct,
-        chosen=int(probabilities.argmax()),
-        probabilities=tuple(probabilities.tolist()),
-        mass=None if judged else float(np.exp(total).mean()),
-        scores=tuple(logps[0].tolist()) if judged else (),
-        reasonings=tuple(reasonings),
-    )
 
 
 def measures(
@@ -431,6 +399,7 @@ def measures(
 ) -> dict[str, dict[str, Any]]:
     """What `run` writes of each evaluation and mode."""
     from cai_jax.algorithms.choices import choice_measures
+    from cai_jax.data.choices import answer_names
 
     grouped: dict[str, dict[str, list[Choice]]] = {}
     for one in found:
@@ -449,15 +418,6 @@ def measures(
         }
         for name, modes in grouped.items()
     }
-
-
-def answer_names(questions: Sequence[ChoiceQuestion]) -> list[str]:
-    """What to call the options: their wording where all questions share it, else their letters."""
-    most = max(questions, key=lambda question: len(question.options))
-    wordings = {tuple(map(q.wording, range(len(q.options)))) for q in questions}
-    if len(wordings) == 1:
-        return list(next(iter(wordings)))
-    return [option.strip() for option in most.options]
 
 
 def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ the mean of its answers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import typing
 from collections import Counter
@@ -49,6 +50,8 @@ def default_config() -> ConfigDict:
     config.num_principles = 0  # of these so many, drawn by the seed; 0: all
     config.principles_seed = -1  # of that draw; -1: the step's own
     config.ensemble = "none"  # one principle a pair; or "principles": the mean under each of them
+    # A question is plain text; or "chat": a human's turn in the feedback model's chat template.
+    config.dialogue_format = "plain"
     config.placement = "random"  # response_a stands at (A) by a coin; "both" in turn; or "fixed"
     config.labels = "soft"  # or "hard": 1 or 0, whichever is nearer
     config.clamp = (0.0, 1.0)  # the range of each answer, without chain of thought
@@ -109,6 +112,7 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     blocks = [pairs[first : first + size] for first in range(0, len(pairs), size)]
     device_mesh = mesh.make_mesh(config.mesh)
     model = checkpoints.load_model(inputs["model"], device_mesh)
+    model = checkpoints.in_format(model, config.dialogue_format)
     counts = Counter(identical=len(given) - len(pairs), **bad.report(folder))
     counts.update(tokens=0, too_long=0, few_shots_dropped=0, neutralised=0)
     total = asked_each * len(pairs) * (2 if config.chain_of_thought else 1)
@@ -145,9 +149,11 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> Constitution:
     """
     from cai_jax import checkpoints
     from cai_jax.text.constitution import load_constitution
+    from cai_jax.text.formats import dialogue_format
     from cai_jax.text.questions import ENSEMBLES, PLACEMENTS
 
     known = {"placement": PLACEMENTS, "labels": LABELS, "on_long": ON_LONG, "ensemble": ENSEMBLES}
+    dialogue_format(config.dialogue_format)
     for name, values in known.items():
         if config[name] not in values:
             raise InputError(f"{name}: expected one of {', '.join(values)}, found {config[name]!r}")
@@ -253,12 +259,14 @@ def answer(job: Job, ids: Sequence[str], about: Sequence[Question]) -> list[Aske
     from cai_jax.generation.choices import Thinking, answer_choices
     from cai_jax.text.dialogue import cut_at_stop
     from cai_jax.text.few_shots import fit
+    from cai_jax.text.formats import dialogue_format
     from cai_jax.text.prompts import SO_THE_ANSWER
 
+    asked_as = dialogue_format(job.config.dialogue_format)
     fitted = fit(
         [question.lay_out for question in about],
         [question.few_shots for question in about],
-        job.model.tokenizer.encode_prompts,
+        functools.partial(encode_questions, job),
         room(job),
     )
     there = [i for i, prompt in enumerate(fitted) if prompt is not None]
@@ -269,7 +277,9 @@ def answer(job: Job, ids: Sequence[str], about: Sequence[Question]) -> list[Aske
         settings(job.config),
         (jax.random.fold_in(job.key, REASONING), names),
         cut_at_stop,
-        lambda number, reasoning: f"{prompts[number].text} {reasoning}{SO_THE_ANSWER}",
+        lambda number, reasoning: asked_as.question(
+            f"{prompts[number].text} {reasoning}{SO_THE_ANSWER}"
+        ),
     )
     answers = answer_choices(
         job.model,
@@ -292,6 +302,15 @@ def answer(job: Job, ids: Sequence[str], about: Sequence[Question]) -> list[Aske
                 question.principle.id, question.a_is_first, logp_a, logp_b, one.reasoning
             )
     return asked
+
+
+def encode_questions(job: Job, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of questions in the step's dialogue format."""
+    from cai_jax.text.formats import dialogue_format
+
+    asked_as = dialogue_format(job.config.dialogue_format)
+    ids: list[list[int]] = job.model.tokenizer.encode_prompts(map(asked_as.question, texts))
+    return ids
 
 
 def choices(job: Job) -> list[list[int]]:
@@ -318,7 +337,7 @@ def refuse_long(job: Job, blocks: Sequence[Sequence[Pair]]) -> None:
         # One placement of each principle stands for all.
         about = [{q.principle.id: q for q in of_pair} for of_pair in questions(job, pairs)]
         texts = [question.lay_out(()) for of_pair in about for question in of_pair.values()]
-        encoded = iter(job.model.tokenizer.encode_prompts(texts))
+        encoded = iter(encode_questions(job, texts))
         lengths += [max(len(next(encoded)) for _ in of_pair) for of_pair in about]
     ids = [pair.id for pairs in blocks for pair in pairs]
     positions = job.model.config.max_positions

@@ -36,6 +36,7 @@ def default_config() -> ConfigDict:
     config.lora = lora.default_config()
     config.ema_decay = 0.0  # of an average of the parameters, which is what is saved; 0: the last
     config.initialize = False  # random weights of the model folder's shape: pretraining
+    config.dialogue_format = "plain"  # "\n\nHuman: ..."; or "chat", the model's own template
     config.revisions = (1, 2, 3, 4)  # of each chain; SL-CAI-n has 1..n, and 0 is the response
     config.epochs = 1
     config.max_steps = 0  # stop after so many updates; 0: after all epochs
@@ -55,10 +56,12 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
         InputError: naming the parameter.
     """
     from cai_jax.data.packing import ON_LONG
+    from cai_jax.text.formats import dialogue_format
 
     for role in ("model", "data"):
         if role not in inputs:
             raise InputError(f"inputs: expected model and data, found no {role}")
+    dialogue_format(config.dialogue_format)
     lowest = {"epochs": 1, "max_steps": 0, "rows": 1, "sequence_length": 2, "log_every": 1}
     for name, least in {**lowest, "accumulate": 1}.items():
         if config[name] < least:
@@ -79,8 +82,7 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
 def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Trains the `model` on `data`, and writes model/ and metrics.jsonl.
 
-    With LoRA, model/ has the factors merged in, and adapter/ has them as PEFT reads them, unless
-    the model's family has its projections in one module.
+    With LoRA, model/ has the factors merged in, and adapter/ has them as PEFT reads them.
 
     Args:
         config: as `default_config`, with `seed` and `mesh`.
@@ -89,8 +91,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         folder: the step's own, empty.
 
     Returns:
-        Counts: records (sequences trained on), tokens, steps, truncated, dropped, loss; with LoRA
-        adapters, 1 where adapter/ was written.
+        Counts: records (sequences trained on), tokens, steps, truncated, dropped, loss.
     """
     import jax
 
@@ -114,6 +115,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         )
     key = keys.base_key(config.seed, folder.name)
     model = load_or_initialize(config, inputs["model"], device_mesh, key)
+    model = checkpoints.in_format(model, config.dialogue_format)
     bad = BadRecords(config.data.on_bad_record)
     fitted, report = prepare(config, inputs["data"], model, bad)
     report |= bad.report(folder)
@@ -167,10 +169,9 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     checkpoints.save_model(folder, LanguageModel(model.config, params, model.tokenizer))
     counts = {"records": records, "tokens": tokens} | report | {"steps": num_steps, "loss": loss}
     if config.lora.rank:
-        made = peft_adapter.write(
+        peft_adapter.write(
             folder / ADAPTER, model.config, trained, config.lora, str(inputs["model"])
         )
-        counts["adapters"] = int(made)
     return counts
 
 
@@ -240,12 +241,13 @@ def prepare(
 ) -> tuple[Any, dict[str, int]]:
     """Reads, tokenizes and fits the records, and counts what does not fit."""
     from cai_jax.data import examples, packing
-    from cai_jax.text.dialogue import render
+    from cai_jax.text.formats import dialogue_format
 
     sources = data if isinstance(data, list | tuple) else [data]
     records = [record for source in sources for record in read(Path(source), bad)]
-    texts = examples.weighted_texts(records, render, config.revisions)
-    full = [t for t in texts if any(text.strip() and weight for text, weight in t.pieces)]
+    render = dialogue_format(config.dialogue_format).dialogue
+    texts = examples.weighted_texts(records, render, config.revisions, model.tokenizer.answer)
+    full = [t for t in texts if any(weight and text.strip() for text, weight in t.pieces)]
     fitted = packing.fit(
         examples.make_examples(full, model.tokenizer), config.sequence_length, config.on_long
     )
@@ -267,14 +269,15 @@ def prepare(
 
 def read(path: Path, bad: BadRecords | None = None) -> list[Any]:
     """The records of a file or step folder; their kind shows in the first line's fields."""
-    from cai_jax.data import schema
+    from cai_jax.data import rows, schema
 
     if path.is_dir():
         found = [path / name for name in RECORD_FILES if (path / name).is_file()]
         if not found:
             raise InputError(f"{path}: expected {', '.join(RECORD_FILES)}, found none of them")
         return [record for file in found for record in read(file, bad)]
-    first = next((value for _, value in schema.lines(path) if isinstance(value, dict)), {})
+    values = (row.value for row in rows.read_rows(path))
+    first = next((value for value in values if isinstance(value, dict)), {})
     kinds = {"pieces": schema.Document, "rounds": schema.Chain}
     kind = next((kinds[field] for field in kinds if field in first), schema.Demonstration)
     records: list[Any] = schema.read_records(path, kind, bad)

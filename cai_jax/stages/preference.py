@@ -2,13 +2,14 @@
 
 A language model with a score head, trained so that sigmoid(score A - score B) is the label of the
 comparison, which may be soft. Who judged does not matter: AI feedback on harmlessness and human
-comparisons of helpfulness are mixed, and each record carries its label.
+comparisons of helpfulness are mixed, and each record carries its label. A preference model that was
+trained on other comparisons before is a step of the same kind, whose result is this one's `model`.
 """
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,38 @@ from ml_collections import ConfigDict
 from cai_jax.core import optimizer as optimizers
 from cai_jax.data import readers
 from cai_jax.errors import InputError
+from cai_jax.models import computing, lora
 
 if typing.TYPE_CHECKING:
+    from collections.abc import Callable
+
     import jax
 
-    from cai_jax.data.bad_records import BadRecords
-    from cai_jax.data.comparisons import PairBatch, TokenPair
-    from cai_jax.data.schema import Comparison
+    from cai_jax.data.comparison_sources import Source
+    from cai_jax.data.comparisons import PairBatch, SharedBatch, TokenPair
     from cai_jax.models.config import ModelConfig
 
-RECORD_FILE = "comparisons.jsonl"
-TRAINING = "training"
+ADAPTER = "adapter"  # the step's folder for LoRA's factors
 
 
 def default_config() -> ConfigDict:
     """Every parameter of the step; those of the optimizer (learning rate ...) stand beside."""
     config = optimizers.default_config()
+    config.update(computing.default_config())
+    config.lora = lora.default_config()
+    config.ema_decay = 0.0  # of an average of the parameters, which is what is saved; 0: the last
     config.learning_rate = 2e-3
+    # What a comparison of each input of `comparisons` weighs in the loss, in their order; (): 1.
+    # All are seen once an epoch: a source of n comparisons and weight w has the share n w of it.
+    config.weights = ()
+    config.centring = 0.0  # of (score A + score B)^2 in the loss, which holds scores near 0
     config.epochs = 1
-    config.pairs = 32  # comparisons in a batch: twice as many texts
+    config.pairs = 32  # comparisons in a batch, which is an update: twice as many texts
+    # Both responses after one copy of their prompt, in a row: faster where prompts are longer than
+    # responses; the same scores but for rounding.
+    config.shared_prompts = False
+    config.accumulate = 1  # parts of a batch, one after the other: less memory, the same update
+    config.dialogue_format = "plain"  # "\n\nHuman: ..."; or "chat", the model's own template
     config.sequence_length = 160  # tokens of dialogue, response and end, at most
     # Pairs that are longer: "truncate" (the beginning of the dialogue), "drop" or "refuse".
     config.on_long = "truncate"
@@ -51,7 +65,12 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
 
     evaluation.json has, for the training data and each held-out source, under "<source>_": n,
     accuracy (of the labels that are not a half), log_loss and label_entropy (nats), truncated and
-    dropped.
+    dropped. Under "sources" it has for each held-out source, and each one of the training data
+    ("training/<source>"), what `algorithms/preference_measures.py` says, and its weight.
+
+    The mean and deviation of the scores of the held-out responses (without any: of the training
+    data's) go to model/score_statistics.json. With LoRA, model/ has the factors merged in, and
+    adapter/ has them as PEFT reads them.
 
     Args:
         config: as `default_config`, with `seed` and `mesh`.
@@ -66,39 +85,36 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     import jax
 
     from cai_jax import checkpoints
-    from cai_jax.core import artifact, keys, mesh, sharding, training
+    from cai_jax.core import keys, mesh, sharding, training
     from cai_jax.core.metrics import MetricsWriter
     from cai_jax.core.progress import Progress
-    from cai_jax.data import pipeline
+    from cai_jax.data import comparison_sources, comparisons, pipeline
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.data.comparisons import fill_pairs, fit_pairs
-    from cai_jax.models import transformer
+    from cai_jax.models import peft_adapter, transformer
     from cai_jax.models.language_model import LanguageModel
-    from cai_jax.text.dialogue import render
+    from cai_jax.text.formats import dialogue_format
 
     check(config, inputs)
     device_mesh = mesh.make_mesh(config.mesh)
-    check_divides(config.pairs, sharding.batch_parts(device_mesh))
+    check_divides(config, sharding.batch_parts(device_mesh))
     model = checkpoints.load_model(inputs["model"], device_mesh)
+    model = checkpoints.in_format(model, config.dialogue_format)
+    render = dialogue_format(config.dialogue_format).dialogue
     longest = min(config.sequence_length, model.config.max_positions)
     bad = BadRecords(config.data.on_bad_record)
-    data = {
-        name: fit_pairs(records, model.tokenizer, render, longest, config.on_long)
-        for name, records in read(inputs, config.fields, bad).items()
-    }
-    pairs = data[TRAINING].pairs
-    if not pairs:
-        raise InputError(
-            f"comparisons: expected pairs that fit, found none ({data[TRAINING].dropped} are "
-            f"longer than {longest} tokens); raise sequence_length"
-        )
-    texts = [text for fitted in data.values() for pair in fitted.pairs for text in pair[1:3]]
-    if max(map(max, texts)) >= model.config.vocab_size:
-        raise InputError(
-            f"model: its tokenizer gives id {max(map(max, texts))}, but its vocabulary has only "
-            f"{model.config.vocab_size} entries; the folder's files do not belong together"
-        )
-    length = max(map(len, texts))
+    data = comparison_sources.read_sources(
+        [paths(inputs, role) for role in ("comparisons", "held_out")],
+        config.weights,
+        lambda path: comparison_sources.read_file(path, config.fields, bad),
+        lambda records: comparisons.fit_pairs(
+            records, model.tokenizer, render, longest, config.on_long
+        ),
+    )
+    comparison_sources.check(data, longest, model.config.vocab_size)
+    pairs = [pair for source in data if source.trained for pair in source.fitted.pairs]
+    fill: Any = comparisons.fill_shared if config.shared_prompts else comparisons.fill_pairs
+    length_of = comparisons.shared_length if config.shared_prompts else comparisons.longer_length
+    length = max(length_of(pair) for source in data for pair in source.fitted.pairs)
     key = keys.base_key(config.seed, folder.name)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
 
@@ -109,59 +125,115 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     order = pipeline.shuffled(len(pairs), config.epochs, rng)
     stream = pipeline.iterate(pipeline.batches(pairs, order, config.pairs))
     optimizer = optimizers.make_optimizer(config, num_steps)
-    state, shardings = training.create_state(params, optimizer, device_mesh)
+    optimizer = optimizers.with_average(optimizer, config.ema_decay)
+    trained, frozen = lora.split(params, config.lora, key)
+    state, shardings = training.create_state(trained, optimizer, device_mesh)
     batch_sharding, whole = sharding.batch_sharding(device_mesh), sharding.replicated(device_mesh)
+    model_config = computing.computed(model.config, config)
     step = jax.jit(
-        make_step(model.config, optimizer),
+        make_step(model_config, optimizer, config),
         donate_argnums=0,
-        in_shardings=(shardings, batch_sharding),
+        in_shardings=(shardings, sharding.tree_shardings(frozen, device_mesh), batch_sharding),
         out_shardings=(shardings, whole),
     )
-    measure = jax.jit(
-        lambda params, batch: loss_and_sums(params, model.config, batch)[1],
-        in_shardings=(shardings.params, batch_sharding),
-        out_shardings=whole,
-    )
 
-    def place(pairs: Sequence[TokenPair]) -> PairBatch:
-        return jax.device_put(fill_pairs(pairs, config.pairs, length), batch_sharding)
+    def place(pairs: Sequence[TokenPair]) -> PairBatch | SharedBatch:
+        return jax.device_put(fill(pairs, config.pairs, length), batch_sharding)
 
-    trained = 0
+    tokens = 0
     pending: list[Any] = []  # metrics still on devices: read together, so that nothing waits
     recent: list[list[TokenPair]] = []
+    where = f"{folder.name}, trained from {inputs['model']}"
     with (
         MetricsWriter(folder) as writer,
         Progress(f"{folder.name} (preference)", num_steps, "updates") as progress,
     ):
         for number, batch in enumerate(stream, start=1):
-            trained += sum(len(pair.a) + len(pair.b) for pair in batch)
-            state, metrics = step(state, place(batch))
+            tokens += sum(len(pair.a) + len(pair.b) for pair in batch)
+            state, metrics = step(state, frozen, place(batch))
             pending.append(metrics)
             recent.append(batch)
             if number % config.log_every == 0 or number == num_steps:
-                totals = summed(pending, number, recent)
-                writer.write(number, **totals, tokens=trained)
+                totals = summed(pending, number, recent, where)
+                writer.write(number, **totals, tokens=tokens)
                 progress.advance(len(pending), f"loss {totals['loss']:.4f}")
                 pending, recent = [], []
 
+    trained = optimizers.averaged(state.optimizer_state, state.params)
+    params = lora.merged(trained, frozen, config.lora)
+    checkpoints.save_model(folder, LanguageModel(model.config, params, model.tokenizer))
+    counts = {"records": len(pairs) * config.epochs, "tokens": tokens, "steps": num_steps}
+    counts |= bad.report(folder)
+    if config.lora.rank:
+        peft_adapter.write(
+            folder / ADAPTER, model.config, trained, config.lora, str(inputs["model"])
+        )
+    measure = jax.jit(
+        lambda params, batch: loss_and_sums(params, model_config, batch, 0.0)[1:],
+        in_shardings=(sharding.tree_shardings(params, device_mesh), batch_sharding),
+        out_shardings=whole,
+    )
+    return counts | evaluate(
+        data, config.pairs, lambda pairs: measure(params, place(pairs)), folder
+    )
+
+
+def evaluate(
+    data: Sequence[Source],
+    batch_size: int,
+    measure: Callable[[Sequence[TokenPair]], Any],
+    folder: Path,
+) -> dict[str, Any]:
+    """Measures all sources, and writes evaluation.json and the scores' statistics.
+
+    Args:
+        data: of all sources, as `read_sources` gives them.
+        batch_size: pairs that `measure` takes at a time, at most.
+        measure: pairs -> (sums over them, scores [2, B] of sides A and B).
+        folder: of the step, with its model.
+
+    Returns:
+        Of the whole training data truncated and dropped; of all sources "<source>_accuracy".
+    """
+    import jax
+
+    from cai_jax.algorithms.preference_measures import measures
+    from cai_jax.core import artifact
+    from cai_jax.data.comparison_sources import TRAINING
+    from cai_jax.models import score_statistics
+
+    groups: dict[str, list[Source]] = {TRAINING: [source for source in data if source.trained]}
+    groups |= {source.name: [source] for source in data if not source.trained}
     evaluation: dict[str, Any] = {}
-    for name, fitted in data.items():
-        starts = range(0, len(fitted.pairs), config.pairs)
-        groups = (fitted.pairs[first : first + config.pairs] for first in starts)
-        found = means([measure(state.params, place(group)) for group in groups])
-        found = {"n": len(fitted.pairs), **found}
-        found |= {"truncated": fitted.truncated, "dropped": fitted.dropped}
-        evaluation |= {f"{name}_{measured}": value for measured, value in found.items()}
-    artifact.write_json(folder / "evaluation.json", evaluation)
-    checkpoints.save_model(folder, LanguageModel(model.config, state.params, model.tokenizer))
-    return {
-        "records": len(pairs) * config.epochs,
-        "tokens": trained,
-        "steps": num_steps,
-        "truncated": data[TRAINING].truncated,
-        "dropped": data[TRAINING].dropped,
-        **bad.report(folder),
-    } | {name: value for name, value in evaluation.items() if name.endswith("_accuracy")}
+    of_sources: dict[str, Any] = {}
+    scores: dict[str, np.ndarray] = {}
+    for name, sources in groups.items():
+        pairs = [pair._replace(weight=1.0) for s in sources for pair in s.fitted.pairs]
+        batches = [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
+        measured = [jax.device_get(measure(batch)) for batch in batches]
+        evaluation[f"{name}_n"] = len(pairs)
+        for measure_name, value in means([sums for sums, _ in measured]).items():
+            evaluation[f"{name}_{measure_name}"] = value
+        for count in ("truncated", "dropped"):
+            evaluation[f"{name}_{count}"] = sum(getattr(s.fitted, count) for s in sources)
+        found = [of_batch[:, : len(batch)] for (_, of_batch), batch in zip(measured, batches)]
+        scores[name] = np.concatenate([np.zeros((2, 0), np.float32), *found], axis=1)
+        labels = np.array([pair.p_a for pair in pairs])
+        first = 0
+        for source in sources:
+            own = slice(first, first + len(source.fitted.pairs))
+            first = own.stop
+            label = f"{TRAINING}/{source.name}" if source.trained else source.name
+            score_a, score_b = scores[name][:, own]
+            of_sources[label] = measures(score_a, score_b, labels[own])
+            of_sources[label] |= {"weight": source.weight} if source.trained else {}
+    artifact.write_json(folder / "evaluation.json", {**evaluation, "sources": of_sources})
+    reference = [name for name in scores if name != TRAINING and scores[name].size] or [TRAINING]
+    score_statistics.write(
+        folder / "model", np.concatenate([scores[name].ravel() for name in reference]), reference
+    )
+    counts = {name: evaluation[f"{TRAINING}_{name}"] for name in ("truncated", "dropped")}
+    return counts | {n: value for n, value in evaluation.items() if n.endswith("_accuracy")}
 
 
 def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
@@ -172,47 +244,44 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
             the devices.
     """
     from cai_jax.data.packing import ON_LONG
+    from cai_jax.text.formats import dialogue_format
 
+    dialogue_format(config.dialogue_format)
     for role in ("model", "comparisons"):
         if not inputs.get(role):
             raise InputError(f"inputs: expected model and comparisons, found no {role}")
-    for name in ("epochs", "pairs", "sequence_length", "log_every"):
+    for name in ("epochs", "pairs", "accumulate", "sequence_length", "log_every"):
         if config[name] < 1:
             raise InputError(f"{name}: expected at least 1, found {config[name]}")
     if config.on_long not in ON_LONG:
         raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {config.on_long!r}")
-    optimizers.check(config)
-    check_divides(config.pairs, config.mesh.data * config.mesh.fsdp)
-
-
-def check_divides(pairs: int, parts: int) -> None:
-    """Refuses a batch that does not divide over data x fsdp devices."""
-    if parts > 0 and pairs % parts:  # an axis of -1 shows its size when the devices are there
+    sources = len(paths(inputs, "comparisons"))
+    if config.weights and len(config.weights) != sources:
         raise InputError(
-            f"pairs: expected a multiple of {parts} (data x fsdp devices), found {pairs}"
+            f"weights: expected one for each of {sources} comparisons, found {config.weights}"
         )
+    if any(weight < 0 for weight in config.weights) or (config.weights and not sum(config.weights)):
+        raise InputError(f"weights: expected 0 or more, and not all 0, found {config.weights}")
+    if not 0 <= config.ema_decay < 1:
+        raise InputError(f"ema_decay: expected 0 <= ema_decay < 1, found {config.ema_decay}")
+    if config.centring < 0:
+        raise InputError(f"centring: expected 0 or more, found {config.centring}")
+    optimizers.check(config)
+    computing.check(config)
+    lora.check(config.lora)
+    check_divides(config, config.mesh.data * config.mesh.fsdp)
 
 
-def read(
-    inputs: dict[str, Any], fields: Mapping[str, str], bad: BadRecords
-) -> dict[str, list[Comparison]]:
-    """The comparisons to train on, under TRAINING, and those of each held-out source."""
-    from cai_jax.data import schema
-
-    def records(path: Path) -> list[Comparison]:
-        if path.is_dir():
-            return schema.read_records(path / RECORD_FILE, schema.Comparison, bad)
-        return readers.read_comparisons(path, fields, bad)
-
-    found = {
-        TRAINING: [record for path in paths(inputs, "comparisons") for record in records(path)]
-    }
-    for path in paths(inputs, "held_out"):
-        name = readers.name_of(path)
-        while name in found:
-            name += "_"
-        found[name] = records(path)
-    return found
+def check_divides(config: ConfigDict, parts: int) -> None:
+    """Refuses a batch that does not divide over data x fsdp devices and its own parts."""
+    # An axis of -1 shows its size when the devices are there.
+    multiple = max(parts, 1) * config.accumulate
+    if config.pairs % multiple:
+        each = f" for each of {config.accumulate} parts" if config.accumulate > 1 else ""
+        raise InputError(
+            f"pairs: expected a multiple of {multiple} (data x fsdp devices{each}), "
+            f"found {config.pairs}"
+        )
 
 
 def paths(inputs: dict[str, Any], role: str) -> list[Path]:
@@ -221,17 +290,22 @@ def paths(inputs: dict[str, Any], role: str) -> list[Path]:
     return [Path(path) for path in (value if isinstance(value, list | tuple) else [value])]
 
 
-def make_step(config: ModelConfig, optimizer: Any) -> Any:
-    """The pure update: step(state, batch) -> (state, metrics), metrics summed over pairs."""
-    import jax
+def make_step(model_config: ModelConfig, optimizer: Any, config: ConfigDict) -> Any:
+    """The pure update: step(state, frozen, batch) -> (state, metrics), summed over pairs."""
+    import jax.numpy as jnp
     import optax
 
-    from cai_jax.core.training import apply_gradients
+    from cai_jax.core.training import apply_gradients, summed_gradients
 
-    def step(state, batch):
-        (_, sums), gradients = jax.value_and_grad(
-            lambda params: loss_and_sums(params, config, batch), has_aux=True
-        )(state.params)
+    def step(state, frozen, batch):
+        weight = jnp.maximum(jnp.sum(batch.weights), 1e-6)
+
+        def loss(trained, part):
+            params = lora.joined(trained, frozen, config.lora)
+            total, sums, _ = loss_and_sums(params, model_config, part, config.centring)
+            return total / weight, sums
+
+        gradients, sums = summed_gradients(loss, state.params, batch, config.accumulate)
         norm = optax.tree.norm(gradients)
         state = apply_gradients(state, gradients, optimizer)
         return state, sums | {"gradient_norm": norm}
@@ -240,14 +314,26 @@ def make_step(config: ModelConfig, optimizer: Any) -> Any:
 
 
 def loss_and_sums(
-    params: Any, config: ModelConfig, batch: Any
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The mean loss of a PairBatch, and sums over its pairs: loss, entropy, right, decided."""
+    params: Any, config: ModelConfig, batch: Any, centring: float
+) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+    """What is made small, summed over the pairs of a batch, and what it is made of.
+
+    Args:
+        params: of a preference model.
+        config: of the model.
+        batch: a `PairBatch` or `SharedBatch` on devices.
+        centring: of the squared sum of a pair's scores (Eisenstein et al. 2023), beside the loss of
+            Bradley and Terry, which knows their difference alone.
+
+    Returns:
+        (the sum, sums by name: loss, entropy, right, decided, weight, and scores [2, B]).
+    """
     import jax.numpy as jnp
 
     from cai_jax.algorithms import labels, losses
+    from cai_jax.generation.preference import pair_scores
 
-    score_a, score_b = pair_scores(params, config, batch.tokens, batch.mask)
+    score_a, score_b = pair_scores(params, config, batch)
     margin = score_a - score_b
     # A label of exactly a half has no better response, so that no score gets it right or wrong.
     decided = batch.weights * (batch.p_a != 0.5)
@@ -259,39 +345,22 @@ def loss_and_sums(
         "decided": jnp.sum(decided),
         "weight": jnp.sum(batch.weights),
     }
-    return sums["loss"] / jnp.maximum(sums["weight"], 1), sums
-
-
-def pair_scores(
-    params: Any, config: ModelConfig, tokens: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Scores of responses A and B, [B] each, from pairs [B, 2, T] padded on the left."""
-    import jax.numpy as jnp
-
-    from cai_jax.models import transformer
-
-    tokens, mask = (x.reshape(-1, x.shape[-1]) for x in (tokens, mask))  # [2B, T]
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    hidden, _ = transformer.forward(params, config, tokens, positions=positions, segments=mask)
-    scores = transformer.scores(params, hidden[:, -1]).reshape(-1, 2)
-    return scores[:, 0], scores[:, 1]
+    total = sums["loss"]
+    if centring:
+        total += centring * jnp.sum(batch.weights * (score_a + score_b) ** 2)
+    return total, sums, jnp.stack([score_a, score_b])
 
 
 def summed(
-    pending: list[Any], number: int, recent: Sequence[Sequence[TokenPair]]
+    pending: list[Any], number: int, recent: Sequence[Sequence[TokenPair]], where: str
 ) -> dict[str, Any]:
     """Metrics over several updates; stops where one of them is not finite."""
     import jax
 
+    from cai_jax.core.training import check_finite
+
     fetched = jax.device_get(pending)
-    for i, (metrics, batch) in enumerate(zip(fetched, recent)):
-        if not all(np.isfinite(value) for value in metrics.values()):
-            ids = ", ".join(pair.record_id for pair in batch[:8])
-            raise FloatingPointError(
-                f"update {number - len(pending) + i + 1}: loss {float(metrics['loss'])}, "
-                f"gradient norm {float(metrics['gradient_norm'])}; lower the learning rate or look "
-                f"at records {ids}{' ...' if len(batch) > 8 else ''}"
-            )
+    check_finite(fetched, number, "loss", lambda i: [pair.record_id for pair in recent[i]], where)
     found = means(fetched)
     return {
         "loss": found["log_loss"],

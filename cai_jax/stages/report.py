@@ -20,6 +20,7 @@ from cai_jax.page import choices, records
 from cai_jax.page import evaluation as tables
 from cai_jax.page.markup import Html, document, element, section, table
 from cai_jax.page.plots import number
+from cai_jax.page.preference import by_source
 from cai_jax.page.style import STYLE
 from cai_jax.page.training import curves
 
@@ -111,7 +112,9 @@ def in_order(steps: Iterable[Step]) -> list[Step]:
 
 
 def _sources(step: Step) -> set[str]:
-    return {entry["reference"] for entry in step.manifest.get("inputs", {}).values()}
+    references = [entry["reference"] for entry in step.manifest.get("inputs", {}).values()]
+    # "rl_cai@40" is a model that the step rl_cai kept along its training.
+    return {name for reference in references for name in (reference, reference.split("@")[0])}
 
 
 def page(config: ConfigDict, steps: Iterable[Step]) -> str:
@@ -193,7 +196,12 @@ def _training(step: Step) -> Html | None:
     if not path.is_file():
         return None
     lines = [value for _, value in schema.json_lines(path)]
-    return element("div", element("h3", f"{step.name} ({step.kind})"), curves(step.kind, lines))
+    evaluation = step.folder / "evaluation.json"
+    measured = Html("")
+    if step.kind == "preference" and evaluation.is_file():
+        measured = by_source(_read_json(evaluation))
+    heading = element("h3", f"{step.name} ({step.kind})")
+    return element("div", heading, curves(step.kind, lines), measured)
 
 
 def _answers(config: ConfigDict, step: Step) -> Html | None:

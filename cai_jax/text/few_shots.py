@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cai_jax.errors import InputError
 from cai_jax.text.constitution import OPTIONS, ComparisonExample
@@ -11,8 +11,8 @@ from cai_jax.text.prompts import CHOICES, multiple_choice
 
 _CRITIQUE = re.compile(f"{CRITIQUE_REQUEST}.*?(?={REVISION_REQUEST})", re.DOTALL)
 
-LayOut = Callable[[Sequence[str]], str]
-"""A prompt's text from the few-shots that stand in front of it."""
+LayOut = Callable[[Sequence[str]], Any]
+"""A prompt (text or turns) from the few-shots that stand in front of it."""
 
 
 class Fitted(NamedTuple):
@@ -26,7 +26,7 @@ class Fitted(NamedTuple):
 def fit(
     lay_outs: Sequence[LayOut],
     few_shots: Sequence[Sequence[str]],
-    encode: Callable[[list[str]], Sequence[list[int]]],
+    encode: Callable[[list[Any]], Sequence[list[int]]],
     room: int,
 ) -> list[Fitted | None]:
     """Encodes prompts, each with as many of its few-shots as there is room for.
@@ -36,7 +36,7 @@ def fit(
     Args:
         lay_outs: one a prompt.
         few_shots: those of each prompt.
-        encode: texts to token ids.
+        encode: what `lay_outs` make to token ids.
         room: the most tokens that a prompt may have.
 
     Returns:

@@ -7,6 +7,7 @@ import pytest
 
 from cai_jax.algorithms.advantages import (
     gae,
+    group_normalized,
     kl_estimate,
     kl_shaped_rewards,
     others_mean,
@@ -101,6 +102,13 @@ def test_the_baseline_is_the_mean_of_the_others():
     scores = jnp.array([1.0, 2.0, 6.0, 0.0, -1.0, 4.0])
     np.testing.assert_allclose(others_mean(scores, 3), [4, 3.5, 1.5, 1.5, 2, -0.5], atol=1e-6)
     np.testing.assert_allclose(others_mean(scores, 2), [2, 1, 0, 6, 4, -1], atol=1e-6)
+
+
+def test_group_normalised_rewards():
+    found = group_normalized(jnp.array([1.0, 2.0, 6.0, 4.0, 4.0, 4.0]), 3)
+    deviation = np.sqrt(14 / 3)  # of 1, 2, 6 around 3
+    expected = [-2 / deviation, -1 / deviation, 3 / deviation, 0, 0, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def slow_advantages(rewards, values, mask, gamma, gae_lambda):

@@ -70,6 +70,17 @@ def test_token_logprobs_and_gradients_are_those_of_torch(chunked, soft_cap):
         np.testing.assert_allclose(gradient, of_torch, atol=1e-5)
 
 
+def test_token_logprobs_at_a_temperature():
+    hidden, unembed, targets, _ = language_batch(1)
+    for soft_cap in (None, 2.0):
+        logits = hidden @ unembed
+        logits = logits if soft_cap is None else soft_cap * np.tanh(logits / soft_cap)
+        every = np.asarray(jax.nn.log_softmax(logits / 0.5))
+        expected = np.take_along_axis(every, targets[..., None], -1)[..., 0]
+        found = losses.token_logprobs(hidden, unembed, targets, soft_cap=soft_cap, temperature=0.5)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def of_margins(margins, p_a):
     """The loss of scores with these differences."""
     return losses.bradley_terry(margins + 1.5, jnp.full_like(margins, 1.5), p_a)

@@ -113,3 +113,19 @@ def test_gradients_summed_over_parts_are_those_of_the_batch(parts):
     assert float(sums["total"]) == pytest.approx(
         float(np.sum(np.asarray(batch["w"]) * y)), rel=1e-5
     )
+
+
+def test_the_first_update_that_is_no_number_is_named_with_its_records_and_where_it_started():
+    def ids(i):
+        return [f"r{i}-{n}" for n in range(9 + i)]
+
+    good = {"loss": np.float32(0.5), "gradient_norm": np.float32(2)}
+    training.check_finite([good, good], 7, "loss", ids, "pm")
+    bad = good | {"gradient_norm": np.float32(np.inf)}
+    with pytest.raises(FloatingPointError) as error:
+        training.check_finite([good, bad, bad], 7, "loss", ids, "pm, trained from sl_cai")
+    named = ", ".join(f"r1-{n}" for n in range(8))
+    assert str(error.value) == (
+        "pm, trained from sl_cai: update 6: loss 0.5, gradient norm inf; nothing was saved; lower "
+        f"the learning rate or look at records {named} ..."
+    )

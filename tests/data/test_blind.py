@@ -3,6 +3,8 @@ import io
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cai_jax.data.blind import plain_cell, read_votes, vote_files, write_blind
 from cai_jax.data.schema import Pair, Turn
@@ -142,3 +144,38 @@ def test_a_folder_means_the_files_of_votes_in_it(tmp_path):
         (tmp_path / name).write_text("")
     assert [path.name for path in vote_files(tmp_path)] == ["a.jsonl", "b.csv"]
     assert vote_files(tmp_path / "b.csv") == [tmp_path / "b.csv"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=3))
+def test_any_text_survives_the_export_and_the_way_back(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("blind")
+    write_blind(folder, [pair(n, text, "y") for n, text in enumerate(texts)], "Which?")
+    found = cells(folder / "blind.csv")
+    assert [row["response_a"].removeprefix("'") for row in found] == [
+        text.removeprefix("'") for text in texts
+    ]
+    for name in ("blind.csv", "blind.jsonl"):
+        read = read_votes(folder / name)
+        assert (read.votes, read.unjudged) == ((), len(texts))
+
+
+FRAGMENTS = st.lists(
+    st.sampled_from(["id", "choice", "annotator", ",", ";", "\n", "\r\n", '"', "a", "tie", "p1"])
+    | st.text(max_size=3),
+    max_size=20,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(FRAGMENTS, st.sampled_from([".csv", ".jsonl"]), st.booleans())
+def test_no_file_of_votes_breaks_the_reader(tmp_path_factory, fragments, suffix, headed):
+    path = tmp_path_factory.mktemp("votes") / f"votes{suffix}"
+    text = "".join(fragments)
+    path.write_text(("id,choice\n" if headed else "") + text, encoding="utf-8", newline="")
+    try:
+        read = read_votes(path)
+    except InputError as error:
+        assert str(error).startswith(str(path)) and len(str(error).splitlines()) == 1
+    else:
+        assert all(vote.p_a in (0, 1, None) for vote in read.votes)

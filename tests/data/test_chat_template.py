@@ -41,6 +41,7 @@ KINDS = {
     "gemma": (GEMMA, ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"], "<end_of_turn>"),
     "inst": (INST, ["<s>", "</s>"], "</s>"),
 }
+ENDS = {"chatml": "<|endoftext|>", "llama 3": "<|eot|>", "gemma": "<eos>", "inst": "</s>"}
 CORPUS = [
     "the user said that the model is fine.\n\nassistant\nAnd then? It's what we want, 12 times.",
     "user\nmodel\nassistant\n[INST] what is the answer? [/INST] The answer is fine. </s>",
@@ -76,7 +77,7 @@ def trained(kind):
     )
     backend.train_from_iterator(CORPUS * 3, trainer)
     bos = None if kind == "chatml" else control[0]
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=control[1], bos_token=bos)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=ENDS[kind], bos_token=bos)
 
 
 ORDINARY = [
@@ -162,9 +163,9 @@ REFUSED = {
         "[0] content: the chat template changes the text 'ab'",
     ),
     "cut": (
-        "{{ messages[0]['content'].split('</think>')[-1] }}",
-        [("user", "a</think>b")],
-        "[0] content: the chat template changes the text 'a</think>b'",
+        "{{ messages[0]['content'].split('</b>')[-1] }}",
+        [("user", "a</b>b")],
+        "[0] content: the chat template changes the text 'a</b>b'",
     ),
     "depends": (
         "{% if 'a' in messages[0]['content'] %}A{% endif %}{{ messages[0]['content'] }}",
@@ -181,6 +182,17 @@ def test_what_cannot_be_encoded_exactly_is_refused_in_one_line(template, turns, 
         ChatTemplate(fast).encode(messages(turns))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_reasoning_of_an_earlier_answer_may_be_left_out():
+    template = CHATML.replace(
+        "m['content'] +", "m['content'].split('</think>')[-1].lstrip('\\n') +"
+    )
+    assert template != CHATML
+    turns = [("user", "a"), ("assistant", "<think>hm</think>\n\nb<|im_end|>"), ("user", "c")]
+    prompt = ChatTemplate(tokenizer("chatml", template)).encode(messages(turns))
+    turns[1] = ("assistant", "b<|im_end|>")
+    assert prompt == ChatTemplate(tokenizer("chatml")).encode(messages(turns))
 
 
 def test_a_template_that_ends_answers_with_words_has_no_end():

@@ -4,6 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cai_jax.data.choices import read_choices
 from cai_jax.errors import InputError
@@ -22,6 +24,8 @@ PAIR = {
     "text_correct": "\n\nHuman: q\n\nAssistant: c",
     "text_incorrect": "\n\nHuman: q\n\nAssistant: a\nb",
 }
+
+LETTERS = (" (A)", " (B)", " (C)", "(A)")
 
 
 def write(path, *lines):
@@ -99,3 +103,25 @@ def test_the_papers_own_files(name, count, contexts, answers):
     assert all(bool(question.texts) == name.startswith("438") for question in questions)
     if name == "HarmfulnessClassification":
         assert {question.wording(7) for question in questions} == {"Bullying or Harrassment"}
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(LETTERS),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from([KINDS, PAIR]),
+    st.dictionaries(st.sampled_from(sorted(PAIR) + ["x"]), VALUES, max_size=2),
+)
+def test_no_line_breaks_the_reader(tmp_path_factory, line, changes):
+    path = write(tmp_path_factory.mktemp("choices") / "f.jsonl", line | changes)
+    try:
+        (question,) = read_choices(path)
+    except InputError as error:
+        assert str(error).startswith(f"{path}:1: ") and len(str(error).splitlines()) == 1
+    else:
+        assert 0 <= question.correct < len(question.options)

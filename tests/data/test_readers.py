@@ -117,6 +117,11 @@ def test_responses_of_comparisons_are_what_follows_the_shared_prompt(tmp_path):
     ]
 
 
+def test_ids_of_comparisons_may_repeat(tmp_path):
+    line = {"id": "a", "prompt": "q", "chosen": "x", "rejected": "y"}
+    assert [c.id for c in read_comparisons(write(tmp_path, line, line))] == ["a", "a"]
+
+
 def test_our_own_comparisons_come_back(tmp_path):
     record = Comparison("a", (Turn("human", "q"),), "x", "y", 0.25, "feedback", "p", tags={"k": 1})
     write_records(tmp_path / "c.jsonl", [record])
@@ -240,7 +245,7 @@ def test_a_file_of_bad_records_alone_is_refused_all_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"prompt": "q", "chosen": "x"}, "p.jsonl:1: field 'rejected' is missing"),
+        ({"prompt": "q", "chosen": "x"}, "p.jsonl:1: field 'rejected' is missing; expected 'p_a'"),
         ({"prompt": "q", "chosen": "x", "rejected": None}, "rejected: expected str, found 'None'"),
         (
             {"prompt": "q", "chosen": "\n\nHuman: q\n\nAssistant: x", "rejected": "y"},

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cai_jax.data.bad_records import BadRecords
 from cai_jax.data.readers import read_comparisons, read_prompts
-from cai_jax.data.rows import read_rows
+from cai_jax.data.rows import json_value, read_rows
 from cai_jax.data.schema import Chain, Comparison, read_records
 from cai_jax.errors import InputError
 
@@ -48,7 +48,7 @@ def test_marks_line_ends_and_blank_lines_are_passed_over(tmp_path):
         (b'{"a": "\xff"}', "expected JSON Lines in UTF-8, found byte 0xff at column 8"),
         (b'{"a": "x\0"}', "expected one JSON object, found .* (Invalid control character"),
         (b"\0\0\0", "expected one JSON object, found '\\x00\\x00\\x00"),
-        (b'{"a": "\\ud800"}', "expected text, found an unpaired surrogate"),
+        (b'{"a": "\\ud800"}', "a: expected text, found the lone surrogate '\\ud800'"),
         (b'{"a": ' + b"9" * 5000 + b"}", "cannot be read as JSON Lines: Exceeds the limit"),
         (b"[" * 50_000, "cannot be read as JSON Lines: maximum recursion depth"),
         (b'{"a": 1} {', 'expected one JSON object, found \'{"a": 1} {'),
@@ -61,6 +61,19 @@ def test_a_bad_line_of_json_does_not_hide_the_next(tmp_path, line, message):
     assert (first, number, last) == ({"a": 0}, 2, {"a": 2})
     start, _, rest = message.partition(" .* ")
     assert found.startswith(start) and rest in found
+
+
+def test_no_depth_of_nesting_is_a_traceback():
+    """Python's limit is met in the parser, or one frame later, in the walk for half characters."""
+    refused = 0
+    for depth in range(1, 1010):
+        line = '{"a": ' + "[" * depth + '"\\u0041"' + "]" * depth + "}"
+        try:
+            assert json_value(line, "x:1")["a"]
+        except InputError as error:
+            assert str(error).startswith("x:1: cannot be read as JSON Lines: maximum recursion")
+            refused += 1
+    assert 0 < refused < 1000
 
 
 def test_a_surrogate_pair_is_a_character(tmp_path):

@@ -32,6 +32,16 @@ def test_records_survive_a_file(tmp_path, record):
     assert schema.read_records(packed, type(record)) == [record, record]
 
 
+def test_blank_lines_and_marks_are_passed_over(tmp_path):
+    path = tmp_path / "records.jsonl"
+    schema.write_records(path, [CHAIN, CHAIN])
+    path.write_text("\ufeff" + path.read_text().replace("\n", "\r\n\r\n"))
+    assert schema.read_records(path, Chain) == [CHAIN, CHAIN]
+    # Where an answer is due for each line, a blank one is a mistake.
+    with pytest.raises(InputError, match=":2: expected one JSON object"):
+        list(schema.json_lines(path))
+
+
 def test_a_failed_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / "records.jsonl"
     schema.write_records(path, [CHAIN])

@@ -18,6 +18,8 @@ SETTINGS = SamplingSettings(max_new_tokens=6, stop=())
 class Numbers:
     """A tokenizer for which texts are the numbers of their tokens."""
 
+    stops = ()
+
     def __init__(self, tokenizer):
         self.eos_id, self.bos_id = tokenizer.eos_id, None
 

@@ -32,6 +32,7 @@ class Pairs:
 
     bos_id = None
     eos_id = None
+    stops = ()
 
     def decode(self, ids):
         return "".join(LETTERS[i // 17] + LETTERS[i % 17] for i in ids)

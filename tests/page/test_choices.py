@@ -3,7 +3,9 @@ from collections import namedtuple
 
 from cai_jax.algorithms.choices import choice_measures
 from cai_jax.algorithms.intervals import estimates
+from cai_jax.data.schema import Answer, Turn
 from cai_jax.page.choices import choice_tables, rating_tables, refusal_tables
+from cai_jax.page.records import answer_card
 
 Choice = namedtuple("Choice", "context correct chosen probabilities mass")
 HOSTILE = "<script>alert('x')</script>"
@@ -84,3 +86,12 @@ def test_refusals_by_label_and_type():
     assert cells[1] == ["0.250", "0.500", "1.000", "0.000"]
     assert cells[3] == ["safe", "0.250", "0.500"] and cells[4] == ["unsafe", "1.000", "0.000"]
     assert "n = 4" in page and "rl: by type of prompt" in page
+
+
+def test_an_answer_shows_how_it_refuses():
+    answers = [
+        Answer("1", "xstest", model, (Turn("human", "q"),), "no", "stop", {"refusal": kind})
+        for model, kind in (("one", "full"), ("two", "none"))
+    ]
+    card = answer_card(answers)
+    assert card.count(">full refusal<") == card.count("refusal") == 1

@@ -499,11 +499,10 @@ def test_lora_trains_the_named_projections_and_saves_them_merged_and_as_an_adapt
 ):
     changes = {"rank": 2, "alpha": 4.0, "targets": ("query", "down")}
     config = {"lora": changes, "epochs": 6, "log_every": 1, "accumulate": 2}
-    counts = train(tmp_path / "lora", model, data, **config)
+    train(tmp_path / "lora", model, data, **config)
     artifact.write_manifest(tmp_path / "lora", {"kind": "finetune"})
     lines = read_metrics(tmp_path / "lora")
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
-    assert counts["adapters"] == 1
     saved, base = checkpoints.load_model(tmp_path / "lora"), checkpoints.load_model(model)
     arrays = load_file(tmp_path / "lora" / "adapter" / "adapter_model.safetensors")
     assert len(arrays) == 4

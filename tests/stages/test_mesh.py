@@ -1,5 +1,5 @@
-"""The same config gives the same losses on every mesh: finetune, preference and ppo on four
-devices against one."""
+"""The same config gives the same losses on every mesh: all stages that train, on four devices
+against one."""
 
 import jax
 import numpy as np
@@ -16,17 +16,19 @@ from cai_jax.data.schema import (
     read_records,
     write_records,
 )
-from cai_jax.stages import finetune, ppo, preference
+from cai_jax.stages import dpo, finetune, ppo, preference
 
 # Each pair of axes with one of the stages: all of them with all would take minutes to compile.
 MESHES = {
     "finetune": {"data": 2, "fsdp": 2, "tensor": 1},
     "preference": {"data": 2, "fsdp": 1, "tensor": 2},
+    "dpo": {"data": 2, "fsdp": 1, "tensor": 2},
     "ppo": {"data": 1, "fsdp": 2, "tensor": 2},
 }
 SETTINGS = {
     "finetune": (finetune, {"rows": 4, "sequence_length": 32, "log_every": 1}),
     "preference": (preference, {"pairs": 4, "log_every": 1}),
+    "dpo": (dpo, {"pairs": 4, "log_every": 1}),
     "ppo": (
         ppo,
         {
@@ -67,6 +69,7 @@ def inputs(tmp_path_factory):
             "comparisons": [folder / "comparisons.jsonl"],
             "held_out": [folder / "comparisons.jsonl"],
         },
+        "dpo": {"model": model, "comparisons": [folder / "comparisons.jsonl"]},
         "ppo": {
             "model": model,
             "preference_model": write_model(folder / "pm", seed=1, preference_model=True),
@@ -78,18 +81,43 @@ def inputs(tmp_path_factory):
 def run(kind, inputs, folder, **changes):
     stage, setting = SETTINGS[kind]
     folder.mkdir(parents=True)
-    counts = stage.run(one_device(stage.default_config(), **setting, **changes), inputs, folder)
+    counts = stage.run(one_device(stage.default_config(), **{**setting, **changes}), inputs, folder)
     (folder / "manifest.json").write_text("{}")
     return counts
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
-def test_a_mesh_of_four_gives_the_losses_of_one_device(kind, inputs, tmp_path):
+# What stands beside the parameters is split and put together too: other states, other trees.
+VARIANTS = {
+    "finetune": {
+        "accumulate": 2,
+        "rows": 8,
+        "epochs": 3,
+        "optimizer": "adafactor",
+        "ema_decay": 0.5,
+        "remat": "layer",
+    },
+    "preference": {
+        "accumulate": 2,
+        "epochs": 3,
+        "lora": {"rank": 2},
+        "shared_prompts": True,
+        "moment_dtype": "bfloat16",
+        "centring": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"), [*((kind, {}) for kind in SETTINGS), *VARIANTS.items()]
+)
+def test_a_mesh_of_four_gives_the_losses_of_one_device(kind, changes, inputs, tmp_path):
     assert jax.device_count() >= 4
     # The step's name is part of its random key.
     one, four = tmp_path / "one" / "step", tmp_path / "four" / "step"
-    counts = run(kind, inputs[kind], one)
-    assert run(kind, inputs[kind], four, mesh=MESHES[kind]) == pytest.approx(counts, rel=1e-4)
+    counts = run(kind, inputs[kind], one, **changes)
+    assert run(kind, inputs[kind], four, mesh=MESHES[kind], **changes) == pytest.approx(
+        counts, rel=1e-4
+    )
     lines, lines_of_four = read_metrics(one), read_metrics(four)
     assert len(lines) == len(lines_of_four) >= 2
     for expected, found in zip(lines, lines_of_four):

@@ -9,15 +9,16 @@ import pytest
 from world_models import WORDS, human, one_device, write_model
 
 from cai_jax import checkpoints
-from cai_jax.algorithms import ppo as algorithm
+from cai_jax.algorithms.ppo import Controls
 from cai_jax.core import mesh, training
 from cai_jax.core.metrics import read_metrics
 from cai_jax.core.optimizer import make_optimizer
+from cai_jax.data.prompt_batches import FittedPrompts
 from cai_jax.data.schema import Prompt, Rollout, read_records, write_records
 from cai_jax.errors import InputError
-from cai_jax.generation.preference import preference_scores
+from cai_jax.generation.preference import end_scores, preference_scores
 from cai_jax.generation.score import score as score_texts
-from cai_jax.models import weights
+from cai_jax.models import transformer, weights
 from cai_jax.sandbox.tokenizer import vocabulary
 from cai_jax.stages import ppo
 from cai_jax.text.dialogue import render
@@ -33,6 +34,7 @@ SMALL = {
     "learning_rate": 2e-2,
     "schedule": "constant",
     "kl_coefficient": 0.02,
+    "snapshot_every": 2,
 }
 
 
@@ -104,7 +106,7 @@ def test_metrics_of_an_iteration(trained):
     # A random model: nearly uniform over 888 tokens, and so hardly any response ends.
     assert np.log(888) - 1 < lines[0]["entropy"] < np.log(888)
     assert lines[0]["length"] == pytest.approx(RESPONSE, abs=0.5)
-    assert lines[0]["missing_eos"] >= 0.9
+    assert lines[0]["eos_rate"] <= 0.1
     assert 0 < lines[0]["clip_fraction"] < 1
     assert counts["records"] == 3 * BATCH and counts["dropped"] == 0
     assert counts["tokens"] == sum(round(line["length"] * BATCH) for line in lines)
@@ -138,6 +140,32 @@ def test_rollouts_are_kept_and_scored_as_the_saved_models_score(trained, inputs)
     np.testing.assert_allclose([r.score for r in plain], preference_scores(judge, texts), atol=2e-4)
 
 
+def test_what_every_iteration_logs(trained):
+    folder, _ = trained
+    lines = read_metrics(folder)
+    for line in lines:
+        assert line["kl_coefficient"] == 0.02 and line["evasive"] == 0
+        assert line["explained_variance"] < 1 and line["policy_kl"] > 0
+    samples = read_records(folder / "samples.jsonl", Rollout)
+    assert [r.iteration for r in samples] == [1, 1, 2, 2, 3, 3]
+    assert samples[:2] == read_records(folder / "rollouts.jsonl", Rollout)[:2]
+
+
+def test_models_along_the_training_are_kept_and_can_be_named(trained):
+    folder, _ = trained
+    (folder / "manifest.json").write_text("{}")
+    assert [path.name for path in (folder / "snapshots").iterdir()] == ["step-0002"]
+    middle, last = checkpoints.load_model(f"{folder}@2"), checkpoints.load_model(folder)
+    path = checkpoints.load_model(folder / "snapshots" / "step-0002")
+    apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), middle.params, last.params)
+    assert min(jax.tree.leaves(apart)) > 0
+    jax.tree.map(np.testing.assert_array_equal, middle.params, path.params)
+    with pytest.raises(InputError, match="@4: no such model; .* after iterations 2$"):
+        checkpoints.load_model(f"{folder}@4")
+    with pytest.raises(InputError, match="nothing@4: expected a finished step"):
+        checkpoints.load_model(folder.parent / "nothing@4")
+
+
 def test_saved_model_is_a_plain_language_model_that_has_moved(trained, inputs, tmp_path):
     folder, _ = trained
     (folder / "manifest.json").write_text("{}")
@@ -150,7 +178,7 @@ def test_saved_model_is_a_plain_language_model_that_has_moved(trained, inputs, t
 def test_same_seed_same_run_and_another_seed_another(trained, inputs, tmp_path):
     folder, counts = trained
     assert run(tmp_path / "rl", inputs) == counts
-    for name in ("metrics.jsonl", "rollouts.jsonl"):
+    for name in ("metrics.jsonl", "rollouts.jsonl", "samples.jsonl"):
         assert (tmp_path / "rl" / name).read_bytes() == (folder / name).read_bytes()
     other = tmp_path / "other"
     other.mkdir()
@@ -166,25 +194,29 @@ class Programs:
         self.config = one_device(ppo.default_config(), **SMALL)
         self.reference = checkpoints.load_model(inputs["model"])
         self.judge = checkpoints.load_model(inputs["preference_model"])
-        prompts, ids, _ = ppo.read_prompts(self.config, inputs["prompts"], self.reference)
-        self.draws = ppo.draw_prompts(prompts, ids, self.config, jax.random.key(0))
+        fitted = ppo.read_prompts(self.config, inputs["prompts"], self.reference)
+        self.draws = ppo.draw_prompts(fitted, self.config, jax.random.key(0))
         optimizer = make_optimizer(self.config, 100)
+        device_mesh = mesh.make_mesh(self.config.mesh)
         self.new_state = functools.partial(
             training.create_state,
-            ppo.with_value_head(self.reference),
+            ppo.starting_params(self.config, self.reference, self.judge),
             optimizer,
-            mesh.make_mesh(self.config.mesh),
+            device_mesh,
         )
-        rollout = jax.jit(ppo.make_rollout(self.config, self.reference, self.judge.config))
+        _, shardings = self.new_state()
+        rollout, update = ppo.compiled(
+            self.config, self.reference, self.judge, optimizer, device_mesh, shardings
+        )
         self.rollout = lambda params, prompts: rollout(
             params, self.reference.params, self.judge.params, prompts
         )
-        update = algorithm.make_update(
-            self.config,
-            functools.partial(ppo.evaluate, self.reference.config, RESPONSE),
-            functools.partial(training.apply_gradients, optimizer=optimizer),
+        self.update = lambda state, experience, offset, key: update(
+            state,
+            experience,
+            Controls(np.float32(offset), np.float32(1), np.float32(self.config.kl_coefficient)),
+            key,
         )
-        self.update = jax.jit(update, donate_argnums=0)
 
 
 @pytest.fixture(scope="module")
@@ -230,13 +262,12 @@ def test_score_rises_under_a_fixed_judge_and_the_reference_stays(programs, input
 
 
 def test_values_are_read_off_the_policy_and_do_not_train_it(programs):
-    params = ppo.with_value_head(programs.reference)
+    params = ppo.starting_params(programs.config, programs.reference, programs.judge)
+    evaluate = ppo.make_evaluate(programs.config, programs.reference.config, programs.judge.config)
     tokens = np.array([[9, 450, 460, 7, 3, 5, 8, 11]], np.int32)
 
     def total(params):
-        return ppo.evaluate(
-            programs.reference.config, RESPONSE, params, tokens, np.ones_like(tokens)
-        )[1].sum()
+        return evaluate(params, tokens, np.ones_like(tokens))[1].sum()
 
     value, gradient = jax.jit(jax.value_and_grad(total))(params)
     assert value == 0  # before the first update
@@ -249,7 +280,7 @@ def test_scores_are_read_at_an_end_token_after_the_response(programs):
     eos = programs.judge.tokenizer.eos_id
     tokens = np.array([[0, 0, 9, 450, 460, 7], [3, 9, 500, eos, 450, 450]], np.int32)
     mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], np.int32)
-    found = ppo.score(
+    found = end_scores(
         programs.judge.params, programs.judge.config, tokens, mask, jnp.array([6, 3]), eos
     )
     expected = preference_scores(programs.judge, [[9, 450, 460, 7, eos], [3, 9, 500, eos]])
@@ -259,9 +290,9 @@ def test_scores_are_read_at_an_end_token_after_the_response(programs):
 
 def test_prompts_come_once_before_one_comes_again_with_another_key():
     prompts = [Prompt(str(number), human("bike")) for number in range(6)]
+    fitted = FittedPrompts(prompts, [[7] * (1 + number % 3) for number in range(6)], 0)
     config = one_device(ppo.default_config(), prompts_per_iteration=4, samples_per_prompt=1)
-    ids = [[7] * (1 + number % 3) for number in range(6)]
-    draws = ppo.draw_prompts(prompts, ids, config, jax.random.key(0))
+    draws = ppo.draw_prompts(fitted, config, jax.random.key(0))
     batches = [next(draws) for _ in range(3)]
     seen = [prompt.id for drawn, _ in batches for prompt in drawn]
     assert sorted(seen[:6]) == sorted(seen[6:]) == sorted(p.id for p in prompts)
@@ -274,14 +305,16 @@ def test_prompts_come_once_before_one_comes_again_with_another_key():
     assert len(set(keys.values())) == 6
     # Other batches and another order of the file do not change a prompt's key.
     config.prompts_per_iteration = 6
-    drawn, batch = next(ppo.draw_prompts(prompts[::-1], ids, config, jax.random.key(0)))
+    turned = fitted._replace(prompts=prompts[::-1])
+    drawn, batch = next(ppo.draw_prompts(turned, config, jax.random.key(0)))
     assert {p.id: tuple(key) for p, key in zip(drawn, batch.keys.tolist())} == keys
 
 
 def test_samples_of_a_prompt_stand_together_and_differ():
     prompts = [Prompt(str(number), human("bike")) for number in range(3)]
     config = one_device(ppo.default_config(), prompts_per_iteration=2, samples_per_prompt=3)
-    draws = ppo.draw_prompts(prompts, [[7], [8, 9], [7]], config, jax.random.key(0))
+    fitted = FittedPrompts(prompts, [[7], [8, 9], [7]], 0)
+    draws = ppo.draw_prompts(fitted, config, jax.random.key(0))
     batches = [next(draws) for _ in range(3)]
     rows = [prompt.id for drawn, _ in batches for prompt in drawn]
     assert all(len(set(rows[first : first + 3])) == 1 for first in range(0, 18, 3))
@@ -315,6 +348,19 @@ def test_long_prompts_are_counted_or_refused(inputs, tmp_path):
         ({"clip_ratio": -0.1}, {}, "clip_ratio: expected at least 0, found -0.1"),
         ({"iterations": 0}, {}, "iterations: expected at least 1, found 0"),
         ({"on_long": "truncate"}, {}, "on_long: expected drop or refuse"),
+        ({"temperature": 0.0}, {}, "temperature: expected more than 0, found 0"),
+        ({"advantage": "grpo"}, {}, "advantage: expected gae or group or leave_one_out"),
+        (
+            {"samples_per_prompt": 1},
+            {},
+            "samples_per_prompt: expected at least 2 with baseline leave_one_out, found 1",
+        ),
+        (
+            {"advantage": "group", "truncation": "bootstrap"},
+            {},
+            "truncation: expected advantage gae with bootstrap, found group",
+        ),
+        ({"kl_target": 6.0, "kl_coefficient": 0.0}, {}, "kl_coefficient: expected more than 0"),
         ({}, {"preference_model": "model"}, "preference_model: expected a score head"),
         ({}, {"model": "preference_model"}, "model: expected a language model"),
         ({}, {"prompts": None}, "expected .* found no prompts"),
@@ -341,8 +387,15 @@ def test_another_tokenizer_is_refused(inputs, tmp_path):
 
 
 def test_stops_where_a_number_is_not_finite():
-    with pytest.raises(FloatingPointError, match="iteration 7: kl is nan; lower the learning rate"):
-        ppo.finite({"score": np.float32(1), "kl": np.float32("nan")}, 7)
+    prompts = [Prompt(f"p{number // 2}", human("bike")) for number in range(20)]
+    with pytest.raises(FloatingPointError) as error:
+        ppo.check_finite(
+            {"score": np.float32(1), "kl": np.float32("nan")}, "rl: iteration 7", prompts, "rl@5"
+        )
+    assert str(error.value) == (
+        "rl: iteration 7: kl is nan; the last good model is rl@5; lower learning_rate, or look at "
+        "records p0, p1, p2, p3, p4, p5, p6, p7 ..."
+    )
 
 
 def test_plan():
@@ -363,3 +416,94 @@ def test_plan():
         "flops": 80 * 25 * (18 * 3 + 2 * 2),
         "updates": 80,
     }
+
+
+def test_a_training_that_diverges_keeps_what_was_good(inputs, tmp_path, monkeypatch):
+    compiled, folder = ppo.compiled, tmp_path / "rl"
+
+    def diverging(*arguments):
+        rollout, update = compiled(*arguments)
+        numbers = iter(range(1, 9))
+
+        def broken(*arguments):
+            state, metrics = update(*arguments)
+            return state, metrics | {"policy_loss": np.inf if next(numbers) == 3 else 0.0}
+
+        return rollout, broken
+
+    monkeypatch.setattr(ppo, "compiled", diverging)
+    with pytest.raises(FloatingPointError) as error:
+        run(folder, inputs)
+    message = str(error.value)
+    assert message.startswith(
+        f"rl: iteration 3: policy_loss is inf; the last good model is {folder}/snapshots/step-0002"
+    )
+    drawn = {r.id for r in read_records(folder / "samples.jsonl", Rollout)}
+    assert drawn and re.search(r"records [ab]-\d+, [ab]-\d+, .* \.\.\.$", message)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "metrics.jsonl",
+        "samples.jsonl",
+        "snapshots",
+    ]
+    assert len(read_metrics(folder)) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"advantage": "group", "kl_estimate": "k3", "kl_target": 2.0, "kl_horizon": 64},
+        {
+            "value_model": "preference_model",
+            "score_normalization": "running",
+            "baseline": "none",
+            "truncation": "bootstrap",
+            "temperature": 0.7,
+            "compute_dtype": "bfloat16",
+            "remat": "dots",
+        },
+    ],
+    ids=["group", "values of a preference model"],
+)
+def test_other_choices_run_and_begin_at_a_kl_of_0(inputs, tmp_path, changes):
+    folder = tmp_path / "rl"
+    run(folder, inputs, snapshot_every=0, sample_texts=0, **changes)
+    lines = read_metrics(folder)
+    assert abs(lines[0]["kl"]) <= 1e-5 and lines[2]["kl"] > 1e-3
+    assert not (folder / "snapshots").exists()
+    if "kl_target" in changes:
+        assert "value_loss" not in lines[0]
+        # Far below the target the coefficient falls by a tenth of the way: 0.2 x 32 / 64.
+        factors = np.array([line["kl_coefficient"] for line in lines]) / 0.02
+        np.testing.assert_allclose(factors, [1, 0.9, 0.81], rtol=1e-6)
+    else:
+        assert lines[0]["kl_coefficient"] == 0.02
+        assert lines[0]["value_loss"] > 0
+
+
+def test_a_separate_value_model_begins_as_the_preference_model(programs):
+    config = one_device(
+        ppo.default_config(), **SMALL, value_model="preference_model", temperature=0.5
+    )
+    params = ppo.starting_params(config, programs.reference, programs.judge)
+    evaluate = ppo.make_evaluate(config, programs.reference.config, programs.judge.config)
+    row = [9, 450, 460, 7, 3, 5, 8, 11]
+    logprobs, values = jax.jit(evaluate)(
+        params, np.array([row], np.int32), np.ones((1, 8), np.int32)
+    )
+    # The value before a token is the score of all that stands before it.
+    befores = [row[:end] for end in range(8 - RESPONSE, 8)]
+    np.testing.assert_allclose(values[0], preference_scores(programs.judge, befores), atol=1e-5)
+    # Log-probabilities are those of the tempered distribution.
+    hidden, _ = transformer.forward(
+        programs.reference.params, programs.reference.config, np.array([row])
+    )
+    logits = transformer.logits(programs.reference.params, programs.reference.config, hidden)[0]
+    tempered = jax.nn.log_softmax(logits / 0.5)
+    expected = [tempered[i - 1, row[i]] for i in range(8 - RESPONSE, 8)]
+    np.testing.assert_allclose(logprobs[0], expected, atol=1e-5)
+
+
+def test_statistics_that_the_preference_model_does_not_have_are_refused(inputs, tmp_path):
+    message = r"score_statistics.json: expected the statistics of the model's scores, found none"
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "rl", inputs, score_normalization="stored")

@@ -4,18 +4,21 @@ import math
 import random
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from world_models import WORDS, human, one_device, write_model
 
 from cai_jax import checkpoints
-from cai_jax.core import artifact
+from cai_jax.core import artifact, mesh, training
 from cai_jax.core.metrics import read_metrics
-from cai_jax.data.comparisons import TokenPair, fill_pairs, fit_pairs
+from cai_jax.data.comparisons import TokenPair, fill_pairs, fill_shared, fit_pairs
 from cai_jax.data.schema import Comparison, write_records
 from cai_jax.data.tokenization import load_tokenizer
 from cai_jax.errors import InputError
-from cai_jax.generation.preference import preference_scores
+from cai_jax.generation.preference import pair_scores, preference_scores
+from cai_jax.models import score_statistics, transformer
 from cai_jax.stages import preference
 from cai_jax.text.dialogue import render
 
@@ -75,6 +78,14 @@ def evaluation_of(folder):
     return json.loads((folder / "evaluation.json").read_text())
 
 
+def flat(values, prefix=""):
+    """Nested objects and lists of numbers as one dict."""
+    if not isinstance(values, dict | list):
+        return {prefix: values}
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    return {k: v for key, value in items for k, v in flat(value, f"{prefix}/{key}").items()}
+
+
 def test_learns_a_rule(trained):
     folder, _, _, counts, _ = trained
     found = evaluation_of(folder / "pm")
@@ -116,7 +127,7 @@ def test_same_seed_same_artifact_whatever_the_order_of_the_held_out(trained, tmp
     metrics = [(of / "pm" / "metrics.jsonl").read_bytes() for of in (folder, tmp_path)]
     assert metrics[0] == metrics[1]
     first, second = (evaluation_of(of / "pm") for of in (folder, tmp_path))
-    assert first == pytest.approx(second, abs=1e-6)
+    assert flat(first) == pytest.approx(flat(second), abs=1e-6)
 
 
 def test_begins_at_log_2_and_mixes_labels_of_a_half(model, tmp_path):
@@ -142,9 +153,11 @@ def random_model(tmp_path_factory):
 
 def test_loss_is_that_of_the_scores_and_of_exchanged_sides(random_model):
     pairs = [TokenPair("0", [5, 6, 2], [7, 2], 0.8), TokenPair("1", [9, 2], [4, 8, 3, 2], 0.3)]
-    exchanged = [TokenPair(i, b, a, 1 - p) for i, a, b, p in pairs]
+    exchanged = [TokenPair(i, b, a, 1 - p) for i, a, b, p, *_ in pairs]
     measure = jax.jit(
-        lambda batch: preference.loss_and_sums(random_model.params, random_model.config, batch)
+        lambda batch: preference.loss_and_sums(
+            random_model.params, random_model.config, batch, 0.0
+        )[:2]
     )
     # Two pairs of three: the rest of the batch weighs nothing.
     loss, sums = measure(fill_pairs(pairs, 3, 5))
@@ -152,7 +165,7 @@ def test_loss_is_that_of_the_scores_and_of_exchanged_sides(random_model):
     margins = scores[[0, 2]] - scores[[1, 3]]
     expected = [0.8, 0.3] * np.log1p(np.exp(-margins)) + [0.2, 0.7] * np.log1p(np.exp(margins))
     assert abs(margins).min() > 0.01
-    assert float(loss) == pytest.approx(expected.mean(), abs=1e-5)
+    assert float(loss) == pytest.approx(expected.sum(), abs=1e-5)
     assert float(sums["weight"]) == float(sums["decided"]) == 2
     assert float(sums["right"]) == np.sum((margins > 0) == [True, False])
     other, other_sums = measure(fill_pairs(exchanged, 3, 5))
@@ -230,6 +243,163 @@ def test_plan():
     }
 
 
+VALUES = {word: value for word, value in zip(WORDS, np.linspace(-1.5, 1.5, len(WORDS)))}
+
+
+def draw_valued(count, seed, label):
+    """Responses of three words that are worth the sum of their values; labels as `label` makes."""
+    rng = random.Random(seed)
+    comparisons, differences = [], []
+    for number in range(count):
+        sides = [[rng.choice(WORDS) for _ in range(3)] for _ in range(2)]
+        better = sum(VALUES[w] for w in sides[0]) - sum(VALUES[w] for w in sides[1])
+        p = label(1 / (1 + math.exp(-better)))
+        texts = [" ".join(side) for side in sides]
+        comparisons.append(Comparison(f"{seed}-{number}", human("tell me."), *texts, p, "human"))
+        differences.append(better)
+    return comparisons, np.array(differences)
+
+
+def test_soft_labels_beat_hard_ones_and_give_back_the_true_differences(model, tmp_path):
+    """Labels are noisy by construction: the better response is preferred with sigmoid(difference).
+
+    A hard label forgets how sure the judge was, and the scores grow too far apart.
+    """
+    held_out, differences = draw_valued(150, seed=9, label=lambda p: p)
+    write_records(tmp_path / "held_out.jsonl", held_out)
+    found = {}
+    for kind, label in {"soft": lambda p: p, "hard": round}.items():
+        write_records(tmp_path / f"{kind}.jsonl", draw_valued(300, seed=8, label=label)[0])
+        inputs = {
+            "model": model,
+            "comparisons": tmp_path / f"{kind}.jsonl",
+            "held_out": tmp_path / "held_out.jsonl",
+        }
+        run(tmp_path / kind, inputs, epochs=12, pairs=32, learning_rate=2e-2)
+        artifact.write_manifest(tmp_path / kind, {"kind": "preference"})
+        found[kind] = evaluation_of(tmp_path / kind)["sources"]["held_out"]
+    floor = found["soft"]["label_entropy"]
+    assert floor == found["hard"]["label_entropy"]
+    assert 0 < found["soft"]["excess_loss"] < 0.02
+    assert found["soft"]["log_loss"] < found["hard"]["log_loss"] - 0.05
+    assert found["soft"]["calibration_error"] < 0.05 < found["hard"]["calibration_error"]
+    scorer = checkpoints.load_model(tmp_path / "soft")
+    pairs = fit_pairs(held_out, scorer.tokenizer, render, 64, "refuse").pairs
+    a, b = (preference_scores(scorer, [pair[side] for pair in pairs]) for side in (1, 2))
+    assert np.corrcoef(a - b, differences)[0, 1] > 0.95
+
+
+def test_each_source_is_measured_by_itself_and_the_scores_statistics_stay_with_the_model(trained):
+    folder, _, _, _, held_out = trained
+    found = evaluation_of(folder / "pm")
+    assert list(found["sources"]) == ["training/feedback", "training/human", "held_out"]
+    sizes = [of["n"] for of in found["sources"].values()]
+    assert sizes == [200, 56, 60]
+    own = found["sources"]["held_out"]
+    for name in ("accuracy", "log_loss", "label_entropy"):
+        assert own[name] == pytest.approx(found[f"held_out_{name}"], abs=1e-6)
+        parts = [found["sources"][f"training/{source}"][name] for source in ("feedback", "human")]
+        mean = np.average(parts, weights=sizes[:2])
+        assert found[f"training_{name}"] == pytest.approx(mean, abs=1e-6)
+    assert sum(own["margins"]["counts"]) == own["decided"] == 60
+    assert sum(own["calibration"]["cases"]) == 2 * 60
+    model = checkpoints.load_model(folder / "pm")
+    pairs = fit_pairs(held_out, model.tokenizer, render, 64, "refuse").pairs
+    scores = preference_scores(model, [text for pair in pairs for text in pair[1:3]])
+    statistics = score_statistics.read(checkpoints.model_folder(folder / "pm"))
+    assert statistics == pytest.approx((scores.mean(), scores.std()), abs=1e-4)
+
+
+def test_a_step_goes_on_from_a_preference_model_pretrained_on_other_comparisons(trained, tmp_path):
+    """It starts where the first ended: right from the first update, and not at log 2."""
+    folder, inputs, *_ = trained
+    inputs = {**inputs, "model": folder / "pm", "comparisons": inputs["comparisons"][1]}
+    changes = {"pairs": 16, "log_every": 1, "schedule": "constant", "warmup": 0.0}
+    run(tmp_path / "pm", inputs, learning_rate=1e-4, **changes)
+    first = read_metrics(tmp_path / "pm")[0]
+    assert first["accuracy"] >= 0.9 and first["loss"] < 0.4
+
+
+def updated(model, config, batch):
+    """The parameters' moves in an update of plain gradient descent, and the metrics."""
+    optimizer = optax.sgd(1.0)
+    step = preference.make_step(model.config, optimizer, config)
+    params = jax.tree.map(jnp.asarray, model.params)
+    state, _ = training.create_state(params, optimizer, mesh.make_mesh(config.mesh))
+    state, metrics = jax.jit(step)(state, None, batch)
+    moves = jax.tree.map(lambda new, old: np.asarray(old) - np.asarray(new), state.params, params)
+    return moves, {name: float(value) for name, value in metrics.items()}
+
+
+def test_weights_parts_and_centring_in_the_update(random_model):
+    """The gradient of sum w (loss + c (a + b)^2) / sum w, whatever the number of parts."""
+    rng = np.random.default_rng(0)
+    pairs = [
+        TokenPair(
+            str(i),
+            rng.integers(3, 800, rng.integers(1, 5)).tolist(),
+            rng.integers(3, 800, rng.integers(1, 5)).tolist(),
+            float(rng.uniform()),
+            weight=weight,
+        )
+        for i, weight in enumerate([1.0, 5.0, 1.0])
+    ]
+    batch = fill_pairs(pairs, 4, 5)
+    assert batch.weights.tolist() == [1, 5, 1, 0]
+    config = one_device(preference.default_config(), pairs=4, centring=0.3)
+    whole, metrics = updated(random_model, config, batch)
+    config.accumulate = 2
+    parts, metrics_of_parts = updated(random_model, config, batch)
+    assert metrics_of_parts == pytest.approx(metrics, rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts, whole)
+    # By the score head, whose gradient has a closed form in the texts' last hidden states.
+    hidden = np.stack([last_hidden(random_model, t) for pair in pairs for t in pair[1:3]])
+    a, b = hidden[0::2], hidden[1::2]
+    head = np.asarray(random_model.params["score_head"]["kernel"])
+    p, w = batch.p_a[:3], batch.weights[:3] / 7
+    slope = 1 / (1 + np.exp(-(a - b) @ head)) - p
+    expected = (w * slope) @ (a - b) + 0.6 * (w * ((a + b) @ head)) @ (a + b)
+    np.testing.assert_allclose(whole["score_head"]["kernel"], expected, atol=1e-5)
+
+
+def last_hidden(model, text):
+    hidden, _ = transformer.forward(model.params, model.config, np.array([text]))
+    return np.asarray(hidden[0, -1], np.float64)
+
+
+def test_lora_trains_the_head_and_the_named_projections_alone(trained, tmp_path):
+    folder, inputs, *_ = trained
+    changes = {"rank": 2, "targets": ("value", "up")}
+    counts = run(
+        tmp_path / "pm", inputs, lora=changes, epochs=2, pairs=16, learning_rate=2e-2, accumulate=2
+    )
+    assert counts["held_out_accuracy"] > 0.75
+    assert (tmp_path / "pm" / "adapter" / "adapter_config.json").is_file()
+    artifact.write_manifest(tmp_path / "pm", {"kind": "preference"})
+    saved, base = checkpoints.load_model(tmp_path / "pm"), checkpoints.load_model(inputs["model"])
+    assert np.abs(saved.params.pop("score_head")["kernel"]).max() > 0.01
+    for block, name in (("attention", "value"), ("mlp", "up")):
+        after, before = (np.asarray(m.params["layers"][block].pop(name)) for m in (saved, base))
+        assert np.linalg.matrix_rank((after - before)[0].reshape(16, -1), tol=1e-4) == 2
+    jax.tree.map(np.testing.assert_array_equal, saved.params, base.params)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": (1.0, 2.0)}, r"weights: expected one for each of 1 comparisons, found \(1.0"),
+        ({"weights": (-1.0,)}, "weights: expected 0 or more, and not all 0"),
+        ({"weights": (0.0,)}, "weights: expected 0 or more, and not all 0"),
+        ({"centring": -0.1}, "centring: expected 0 or more, found -0.1"),
+        ({"accumulate": 3}, "pairs: expected a multiple of 3 .* found 32"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(changes, message):
+    config = one_device(preference.default_config(), **changes)
+    with pytest.raises(InputError, match=message):
+        preference.check(config, {"model": "m", "comparisons": ["c.jsonl"]})
+
+
 def test_people_s_own_columns_train_as_our_records_do_and_bad_rows_are_listed(model, tmp_path):
     records = [
         Comparison(f"pairs-{number}", c.dialogue, c.response_a, c.response_b, 1.0, "human")
@@ -261,3 +431,46 @@ def test_people_s_own_columns_train_as_our_records_do_and_bad_rows_are_listed(mo
     assert metrics[0] == metrics[1]
     (line,) = (tmp_path / "csv/pm/bad_records.jsonl").read_text().splitlines()
     assert json.loads(line)["line"] == 6
+
+
+@pytest.fixture(scope="module")
+def shared_pairs():
+    """Prompts of many lengths, one of them none at all, and responses of one token and more."""
+    rng = np.random.default_rng(2)
+    pairs = []
+    for number, (prompt, a, b) in enumerate([(9, 3, 5), (1, 1, 4), (0, 2, 2), (12, 4, 1)]):
+        texts = [rng.integers(3, 800, n).tolist() for n in (prompt, a, b)]
+        sides = [[*texts[0], *texts[i], 2] for i in (1, 2)]
+        pairs.append(TokenPair(str(number), *sides, 0.7, shared=prompt))
+    return pairs
+
+
+def test_responses_that_share_their_prompt_have_the_scores_of_texts_alone(
+    random_model, shared_pairs
+):
+    shared = fill_shared(shared_pairs, 6, 24)
+    scores = jax.jit(pair_scores, static_argnums=1)
+    found = scores(random_model.params, random_model.config, shared)
+    alone = scores(random_model.params, random_model.config, fill_pairs(shared_pairs, 6, 20))
+    for side, of_alone in zip(found, alone):
+        np.testing.assert_allclose(side[:4], of_alone[:4], atol=1e-5)
+        assert np.ptp(side[:4]) > 0.1
+    # What stands in B does not touch A, to the bit.
+    changed = [pair._replace(b=[*pair.b[:-1], 5, 2]) for pair in shared_pairs]
+    others = scores(random_model.params, random_model.config, fill_shared(changed, 6, 24))
+    np.testing.assert_array_equal(others[0][:4], found[0][:4])
+    assert np.abs(others[1][:4] - found[1][:4]).min() > 1e-3
+
+
+def test_shared_prompts_train_as_texts_alone_do(model, tmp_path):
+    write_records(tmp_path / "pairs.jsonl", draw_comparisons(24, seed=6))
+    inputs = {"model": model, "comparisons": tmp_path / "pairs.jsonl"}
+    runs = []
+    for name, shared in (("alone", False), ("shared", True)):
+        counts = run(
+            tmp_path / name / "pm", inputs, pairs=8, epochs=2, log_every=1, shared_prompts=shared
+        )
+        runs.append((counts, read_metrics(tmp_path / name / "pm")))
+    assert runs[0][0] == pytest.approx(runs[1][0])
+    for alone, shared in zip(runs[0][1], runs[1][1], strict=True):
+        assert shared == pytest.approx(alone, rel=1e-4, abs=1e-5)

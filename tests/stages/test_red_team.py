@@ -5,8 +5,9 @@ import pytest
 from scripted import run_stage, speak
 
 from cai_jax import checkpoints
+from cai_jax import run as runner
 from cai_jax.data.readers import read_prompts
-from cai_jax.data.schema import DroppedPrompt, Prompt, Turn, read_records
+from cai_jax.data.schema import Chain, DroppedPrompt, Prompt, Turn, read_records
 from cai_jax.errors import InputError
 from cai_jax.stages import red_team
 from cai_jax.text.duplicates import normalise
@@ -217,3 +218,52 @@ def test_plan():
         "attempts_at_most": 400,
         "prompt_tokens": 1200,
     }
+
+
+CONFIG = """
+from ml_collections import ConfigDict
+from cai_jax.stages import step
+
+def get_config():
+    config = ConfigDict()
+    config.seed = 0
+    human, model = "sandbox:prompts/red_team_train.jsonl", "sandbox:models/pretrained-s"
+    steps = config.steps = ConfigDict(sort_keys=False)
+    steps.red_team = step(
+        "red_team",
+        {"model": model, "prompts": human},
+        num_prompts=20,
+        format="turns",
+        num_few_shots=0,
+        max_prompt_tokens=24,
+        batch_size=64,
+    )
+    steps.answers = step(
+        "critique_revise",
+        {"model": model, "prompts": [human, "red_team"]},
+        num_rounds=0,
+        num_few_shots=0,
+        limit=12,
+        max_response_tokens=24,
+        batch_size=64,
+    )
+    steps.wrong = step("finetune", {"model": model, "data": ["red_team"]})
+    return config
+"""
+
+
+def test_other_steps_take_what_it_made(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.py").write_text(CONFIG)
+    arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'work'}"]
+    runner.main([*arguments, "--steps=red_team,answers"])
+    chains = read_records(tmp_path / "work/answers/chains.jsonl", Chain)
+    human = [f"red_team-train-{number}" for number in range(12)]
+    made = read_prompts(tmp_path / "work/red_team")
+    assert [chain.id for chain in chains] == human + [f"{p.id}" for p in made[:12]]
+    assert [chain.dialogue for chain in chains[12:]] == [prompt.dialogue for prompt in made[:12]]
+    runner.main([*arguments, "--steps=red_team,answers", "--dry_run"])
+    line = next(text for text in capsys.readouterr().out.splitlines() if "critique_revise" in text)
+    assert line.split()[2] == "24"
+    with pytest.raises(SystemExit):
+        runner.main([*arguments, "--steps=wrong"])
+    assert "data[0]=red_team: expected a step of kind critique_revise" in capsys.readouterr().err

@@ -133,12 +133,15 @@ def test_steps_stand_after_what_they_read(tmp_path):
     assert [step.name for step in report.in_order(reversed(steps))] == names
 
 
-def test_a_lone_surrogate_does_not_stop_the_report(tmp_path):
+def test_a_lone_surrogate_is_refused_with_file_line_and_field(tmp_path, capsys):
     workdir = make_workdir(tmp_path / "w")
     rollouts = workdir / "rl_cai" / "rollouts.jsonl"
     rollouts.write_text(rollouts.read_text().replace("instead", r"\ud800", 1))
-    job.main([str(workdir)])
-    assert r"\ud800" in (workdir / "report" / "index.html").read_text("utf-8")
+    with pytest.raises(SystemExit):
+        job.main([str(workdir)])
+    errors = capsys.readouterr().err
+    assert re.search(r"rollouts\.jsonl:\d+: response: expected text, found the lone", errors)
+    assert not (workdir / "report" / "index.html").exists()
 
 
 def test_bad_workdirs_are_refused_in_one_line(tmp_path, capsys):

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from cai_jax.data.builders.local import LocalBuilder
-from cai_jax.data.readers import comparison_of
+from cai_jax.data.forms import comparison_of
 from cai_jax.errors import InputError
 
 CONFIGS = {

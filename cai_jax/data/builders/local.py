@@ -55,6 +55,7 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         return {split: self._generate_examples(path) for split, path in files.items()}
 
     def _generate_examples(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        found = False
         for where, number, value in read_rows(path):
             try:
                 if isinstance(value, InputError):
@@ -63,4 +64,7 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             except InputError as error:
                 self._bad.add(where, error)
                 continue
+            found = True
             yield number, example
+        if not found:
+            raise InputError(f"{path}: expected at least one record, found none that can be read")

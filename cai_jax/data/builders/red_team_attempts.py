@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cai_jax.data.builders.local import LocalBuilder
-from cai_jax.data.readers import prompt_of
+from cai_jax.data.forms import prompt_of
 from cai_jax.errors import InputError
 
 FILE = "red_team_attempts.jsonl"

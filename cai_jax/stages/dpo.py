@@ -1,0 +1,395 @@
+"""Direct preference optimization (Rafailov et al. 2023) on soft labels: RL-CAI without a PM.
+
+The same comparisons that train a preference model train the policy itself: beta x log(policy /
+reference) is the reward that a policy implies, and its differences are brought to the labels by the
+loss of the preference model (`losses.dpo`). The reference is the model that training begins from;
+its log-probabilities are computed once, before the first update, and kept.
+
+A label of the paper is a probability, and so is ours: the optimum is finite, where the implied
+rewards of two responses differ by the logit of their label.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cai_jax.core import optimizer as optimizers
+from cai_jax.data import readers
+from cai_jax.errors import InputError
+from cai_jax.models import computing, lora
+
+if typing.TYPE_CHECKING:
+    import jax
+
+    from cai_jax.data.comparison_sources import Source
+    from cai_jax.data.comparisons import TokenPair
+    from cai_jax.models.config import ModelConfig
+
+ADAPTER = "adapter"  # the step's folder for LoRA's factors
+MEASURES = ("n", "accuracy", "log_loss", "label_entropy", "mean_margin")
+
+
+class Batch(NamedTuple):
+    """B pairs; side 0 is response A, and texts are padded on the left."""
+
+    tokens: Any  # int32 [B, 2, T]
+    mask: Any  # int32 [B, 2, T]: 1 for a token
+    response: Any  # bool [B, 2, T]: True for the tokens that follow the prompt
+    reference: Any  # float32 [B, 2]: log-probabilities of the responses under the reference
+    p_a: Any  # float32 [B]
+    weights: Any  # float32 [B]: in the loss; 0 for a pair that only fills the batch
+
+
+def default_config() -> ConfigDict:
+    """Every parameter of the step; those of the optimizer (learning rate ...) stand beside."""
+    config = optimizers.default_config()
+    config.update(computing.default_config())
+    config.lora = lora.default_config()
+    config.ema_decay = 0.0  # of an average of the parameters, which is what is saved; 0: the last
+    config.learning_rate = 3e-4
+    config.weight_decay = 0.0  # would pull towards 0, not towards the reference
+    config.beta = 0.1  # reward for a nat of difference to the reference; PPO's kl_coefficient
+    # What a comparison of each input of `comparisons` weighs in the loss, in their order; (): 1.
+    config.weights = ()
+    config.epochs = 1
+    config.pairs = 32  # comparisons in a batch, which is an update: twice as many texts
+    config.accumulate = 1  # parts of a batch, one after the other: less memory, the same update
+    config.sequence_length = 160  # tokens of dialogue, response and end, at most
+    # Pairs that are longer: "truncate" (the beginning of the dialogue), "drop" or "refuse".
+    config.on_long = "truncate"
+    config.log_every = 10  # updates between two lines of metrics
+    config.fields = readers.default_fields()  # what the comparisons' files call their columns
+    config.data = readers.default_data()
+    return config
+
+
+def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Trains a policy on comparisons; writes model/, metrics.jsonl and evaluation.json.
+
+    evaluation.json has, for the training data and each held-out source, under "<source>_", how the
+    implied rewards agree with the labels: n, accuracy (of the labels that are not a half), log_loss
+    and label_entropy, its floor (nats), mean_margin (of the implied rewards, towards the label),
+    truncated and dropped. Under "sources" it has all of `algorithms/preference_measures.py`, for
+    each source. With LoRA, model/ has the factors merged in, and adapter/ as PEFT reads them.
+
+    Args:
+        config: as `default_config`, with `seed` and `mesh`.
+        inputs: `model`: policy and reference; `comparisons`: files or step folders, mixed;
+            `held_out`, optional: files or step folders, each measured by itself.
+        folder: the step's own, empty.
+
+    Returns:
+        Counts: records (pairs trained on), tokens, steps, truncated, dropped, and the evaluation's
+        accuracies.
+    """
+    import jax
+
+    from cai_jax import checkpoints
+    from cai_jax.core import keys, mesh, sharding, training
+    from cai_jax.core.metrics import MetricsWriter
+    from cai_jax.core.progress import Progress
+    from cai_jax.data import comparison_sources, comparisons, pipeline
+    from cai_jax.data.bad_records import BadRecords
+    from cai_jax.models import peft_adapter
+    from cai_jax.models.language_model import LanguageModel
+    from cai_jax.text.dialogue import render
+
+    check(config, inputs)
+    device_mesh = mesh.make_mesh(config.mesh)
+    check_divides(config, sharding.batch_parts(device_mesh))
+    model = checkpoints.load_model(inputs["model"], device_mesh)
+    if "score_head" in model.params:
+        raise InputError("model: expected a language model, found a preference model")
+    longest = min(config.sequence_length, model.config.max_positions)
+    bad = BadRecords(config.data.on_bad_record)
+    data = comparison_sources.read_sources(
+        [paths(inputs, role) for role in ("comparisons", "held_out")],
+        config.weights,
+        lambda path: comparison_sources.read_file(path, config.fields, bad),
+        lambda records: comparisons.fit_pairs(
+            records, model.tokenizer, render, longest, config.on_long
+        ),
+    )
+    comparison_sources.check(data, longest, model.config.vocab_size)
+    pairs = [pair for source in data if source.trained for pair in source.fitted.pairs]
+    length = max(map(comparisons.longer_length, (p for s in data for p in s.fitted.pairs)))
+    model_config = computing.computed(model.config, config)
+    rows, whole = sharding.batch_sharding(device_mesh), sharding.replicated(device_mesh)
+    logprobs = jax.jit(
+        lambda params, batch: response_logprobs(params, model_config, batch),
+        in_shardings=(sharding.tree_shardings(model.params, device_mesh), rows),
+        out_shardings=rows,
+    )
+
+    def place(pairs: Sequence[TokenPair], reference: np.ndarray) -> Batch:
+        return jax.device_put(fill(pairs, reference, config.pairs, length), rows)
+
+    def of_pairs(params: Any, pairs: Sequence[TokenPair]) -> np.ndarray:
+        """Log-probabilities [n, 2] of the responses."""
+        found = [np.zeros((0, 2), np.float32)]
+        for first in range(0, len(pairs), config.pairs):
+            group = pairs[first : first + config.pairs]
+            batch = place(group, np.zeros((len(group), 2), np.float32))
+            found.append(np.asarray(logprobs(params, batch))[: len(group)])
+        return np.concatenate(found)
+
+    reference = [of_pairs(model.params, source.fitted.pairs) for source in data]
+    of_training = np.concatenate([of for of, source in zip(reference, data) if source.trained])
+    key = keys.base_key(config.seed, folder.name)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+    num_steps = -(-len(pairs) * config.epochs // config.pairs)
+    order = pipeline.shuffled(len(pairs), config.epochs, rng)
+    stream = pipeline.iterate(pipeline.batches(range(len(pairs)), order, config.pairs))
+    optimizer = optimizers.make_optimizer(config, num_steps)
+    optimizer = optimizers.with_average(optimizer, config.ema_decay)
+    trained, frozen = lora.split(model.params, config.lora, key)
+    state, shardings = training.create_state(trained, optimizer, device_mesh)
+    step = jax.jit(
+        make_step(model_config, optimizer, config),
+        donate_argnums=0,
+        in_shardings=(shardings, sharding.tree_shardings(frozen, device_mesh), rows),
+        out_shardings=(shardings, whole),
+    )
+    tokens = 0
+    pending: list[Any] = []  # metrics still on devices: read together, so that nothing waits
+    recent: list[list[str]] = []
+    where = f"{folder.name}, trained from {inputs['model']}"
+    with (
+        MetricsWriter(folder) as writer,
+        Progress(f"{folder.name} (dpo)", num_steps, "updates") as progress,
+    ):
+        for number, indices in enumerate(stream, start=1):
+            group = [pairs[i] for i in indices]
+            tokens += sum(len(pair.a) + len(pair.b) for pair in group)
+            state, metrics = step(state, frozen, place(group, of_training[indices]))
+            pending.append(metrics)
+            recent.append([pair.record_id for pair in group])
+            if number % config.log_every == 0 or number == num_steps:
+                line = averaged(pending, number, recent, where)
+                writer.write(number, **line, tokens=tokens)
+                progress.advance(len(pending), f"loss {line['loss']:.4f}")
+                pending, recent = [], []
+
+    trained = optimizers.averaged(state.optimizer_state, state.params)
+    params = lora.merged(trained, frozen, config.lora)
+    checkpoints.save_model(folder, LanguageModel(model.config, params, model.tokenizer))
+    if config.lora.rank:
+        peft_adapter.write(
+            folder / ADAPTER, model.config, trained, config.lora, str(inputs["model"])
+        )
+    rewards = [
+        config.beta * (of_pairs(params, source.fitted.pairs) - of)
+        for source, of in zip(data, reference)
+    ]
+    counts = {"records": len(pairs) * config.epochs, "tokens": tokens, "steps": num_steps}
+    return counts | bad.report(folder) | evaluate(data, rewards, folder)
+
+
+def evaluate(data: Sequence[Source], rewards: Sequence[np.ndarray], folder: Path) -> dict[str, Any]:
+    """Writes evaluation.json from each source's implied rewards [n, 2] of responses A and B.
+
+    Returns:
+        Of the whole training data truncated and dropped; of all sources "<source>_accuracy".
+    """
+    from cai_jax.algorithms.preference_measures import measures
+    from cai_jax.core import artifact
+    from cai_jax.data.comparison_sources import TRAINING
+
+    def measured(indices: list[int]) -> dict[str, Any]:
+        sides = np.concatenate([rewards[i] for i in indices])
+        labels = [pair.p_a for i in indices for pair in data[i].fitted.pairs]
+        return measures(sides[:, 0], sides[:, 1], np.array(labels))
+
+    groups = {TRAINING: [i for i, source in enumerate(data) if source.trained]}
+    groups |= {source.name: [i] for i, source in enumerate(data) if not source.trained}
+    evaluation: dict[str, Any] = {}
+    for name, indices in groups.items():
+        found = measured(indices)
+        evaluation |= {f"{name}_{measure}": found.get(measure) for measure in MEASURES}
+        for count in ("truncated", "dropped"):
+            evaluation[f"{name}_{count}"] = sum(getattr(data[i].fitted, count) for i in indices)
+    labelled = {
+        f"{TRAINING}/{source.name}" if source.trained else source.name: measured([i])
+        for i, source in enumerate(data)
+    }
+    artifact.write_json(folder / "evaluation.json", {**evaluation, "sources": labelled})
+    counts = {name: evaluation[f"{TRAINING}_{name}"] for name in ("truncated", "dropped")}
+    return counts | {name: value for name, value in evaluation.items() if name[-9:] == "_accuracy"}
+
+
+def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
+    """Refuses what `run` would refuse, before the run begins.
+
+    Raises:
+        InputError: no comparisons, a number that means nothing, or pairs that do not divide over
+            the devices.
+    """
+    from cai_jax.data.packing import ON_LONG
+
+    for role in ("model", "comparisons"):
+        if not inputs.get(role):
+            raise InputError(f"inputs: expected model and comparisons, found no {role}")
+    for name in ("epochs", "pairs", "accumulate", "sequence_length", "log_every"):
+        if config[name] < 1:
+            raise InputError(f"{name}: expected at least 1, found {config[name]}")
+    if not config.beta > 0:
+        raise InputError(f"beta: expected more than 0, found {config.beta}")
+    if config.on_long not in ON_LONG:
+        raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {config.on_long!r}")
+    sources = len(paths(inputs, "comparisons"))
+    if config.weights and (
+        len(config.weights) != sources or min(config.weights) < 0 or not sum(config.weights)
+    ):
+        raise InputError(
+            f"weights: expected a number of 0 or more for each of {sources} comparisons, not all "
+            f"0, found {config.weights}"
+        )
+    if not 0 <= config.ema_decay < 1:
+        raise InputError(f"ema_decay: expected 0 <= ema_decay < 1, found {config.ema_decay}")
+    optimizers.check(config)
+    computing.check(config)
+    lora.check(config.lora)
+    check_divides(config, config.mesh.data * config.mesh.fsdp)
+
+
+def check_divides(config: ConfigDict, parts: int) -> None:
+    """Refuses a batch that does not divide over data x fsdp devices and its own parts."""
+    # An axis of -1 shows its size when the devices are there.
+    multiple = max(parts, 1) * config.accumulate
+    if config.pairs % multiple:
+        raise InputError(
+            f"pairs: expected a multiple of {multiple} (data x fsdp devices x accumulate), found "
+            f"{config.pairs}"
+        )
+
+
+def paths(inputs: Mapping[str, Any], role: str) -> list[Path]:
+    """The paths of a role that has none, one or a list."""
+    value = inputs.get(role) or []
+    return [Path(path) for path in (value if isinstance(value, list | tuple) else [value])]
+
+
+def fill(pairs: Sequence[TokenPair], reference: np.ndarray, num_pairs: int, length: int) -> Batch:
+    """Pairs and their reference log-probabilities [n, 2] as arrays of B = `num_pairs`."""
+    from cai_jax.data.comparisons import fill_pairs
+
+    batch = fill_pairs(pairs, num_pairs, length)
+    response, of_reference = batch.mask > 0, np.zeros((num_pairs, 2), np.float32)
+    of_reference[: len(pairs)] = reference
+    for row, pair in enumerate(pairs):
+        for side, text in enumerate((pair.a, pair.b)):
+            start = length - len(text)
+            response[row, side, : start + pair.shared] = False
+    return Batch(batch.tokens, batch.mask, response, of_reference, batch.p_a, batch.weights)
+
+
+def make_step(
+    model_config: ModelConfig, optimizer: Any, config: ConfigDict
+) -> Callable[[Any, Any, Batch], tuple[Any, dict[str, jax.Array]]]:
+    """The pure update: step(state, frozen, batch) -> (state, metrics), summed over pairs."""
+    import jax.numpy as jnp
+    import optax
+
+    from cai_jax.algorithms import labels, losses
+    from cai_jax.core.training import apply_gradients, summed_gradients
+
+    def loss_and_sums(params, batch):
+        policy, reference = response_logprobs(params, model_config, batch), batch.reference
+        of_pairs = losses.dpo(*policy.T, *reference.T, batch.p_a, beta=config.beta)
+        rewards = config.beta * (policy - reference)
+        preferred = jnp.sign(batch.p_a - 0.5) * (rewards[:, 0] - rewards[:, 1])
+        # A label of exactly a half has no better response.
+        decided = batch.weights * (batch.p_a != 0.5)
+        loss = jnp.sum(batch.weights * of_pairs)
+        return loss, {
+            "loss": loss,
+            "entropy": jnp.sum(batch.weights * labels.label_entropy(batch.p_a)),
+            "right": jnp.sum(decided * jnp.where(preferred == 0, 0.5, preferred > 0)),
+            "margin": jnp.sum(decided * preferred),
+            "decided": jnp.sum(decided),
+            "weight": jnp.sum(batch.weights),
+        }
+
+    def step(state, frozen, batch):
+        weight = jnp.maximum(jnp.sum(batch.weights), 1e-6)
+
+        def loss(trained, part):
+            total, sums = loss_and_sums(lora.joined(trained, frozen, config.lora), part)
+            return total / weight, sums
+
+        gradients, sums = summed_gradients(loss, state.params, batch, config.accumulate)
+        norm = optax.tree.norm(gradients)
+        state = apply_gradients(state, gradients, optimizer)
+        return state, sums | {"gradient_norm": norm}
+
+    return step
+
+
+def response_logprobs(params: Any, config: ModelConfig, batch: Batch) -> jax.Array:
+    """Log-probabilities (nats) of the responses [B, 2], summed over their tokens and their end."""
+    import jax.numpy as jnp
+
+    from cai_jax.algorithms import losses
+    from cai_jax.models import transformer
+
+    length = batch.tokens.shape[-1]
+    tokens, mask, response = (
+        x.reshape(-1, length) for x in (batch.tokens, batch.mask, batch.response)
+    )
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    hidden, _ = transformer.forward(
+        params, config, tokens[:, :-1], positions=positions[:, :-1], segments=mask[:, :-1]
+    )
+    logprobs = losses.token_logprobs(
+        hidden,
+        transformer.unembedding(params, config),
+        tokens[:, 1:],
+        soft_cap=config.logits_soft_cap,
+    )
+    return jnp.sum(jnp.where(response[:, 1:], logprobs, 0), axis=1).reshape(-1, 2)
+
+
+def averaged(
+    pending: list[Any], number: int, recent: Sequence[Sequence[str]], where: str
+) -> dict[str, float]:
+    """Metrics over several updates; stops where one of them is not finite."""
+    import jax
+
+    from cai_jax.core.training import check_finite
+
+    fetched = jax.device_get(pending)
+    check_finite(fetched, number, "loss", lambda i: recent[i], where)
+    total = {name: sum(float(metrics[name]) for metrics in fetched) for name in fetched[0]}
+    weight, decided = max(total["weight"], 1e-6), total["decided"] or float("nan")
+    return {
+        "loss": total["loss"] / weight,
+        "entropy": total["entropy"] / weight,
+        "accuracy": total["right"] / decided,
+        "margin": total["margin"] / decided,
+        "gradient_norm": total["gradient_norm"] / len(fetched),
+    }
+
+
+def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, Any]:
+    """Pairs trained on and measured, tokens at most, and FLOPs: 6 a parameter and token trained."""
+    counted = {
+        role: [planned[role]] if isinstance(planned.get(role), dict) else planned.get(role, [])
+        for role in ("comparisons", "held_out")
+    }
+    records, held_out = (sum(source["records"] for source in of) for of in counted.values())
+    trained = records * config.epochs * 2 * config.sequence_length
+    measured = (records + held_out) * 2 * config.sequence_length
+    parameters = planned.get("model", {}).get("parameters", 0)
+    return {
+        "records": records * config.epochs,
+        "tokens": trained,
+        # All are measured twice: by the reference before, and by the policy after.
+        "flops": 2.0 * parameters * (3 * trained + 2 * measured),
+        "updates": -(-records * config.epochs // config.pairs),
+    }

