@@ -297,6 +297,7 @@ def compiled(
         computing.computed(of.config, config) for of in (model, preference)
     )
     evaluate = make_evaluate(config, policy_config, preference_config)
+    evaluate = sharding.on_mesh(evaluate, device_mesh)
     respond = make_rollout(
         evaluate,
         policy_config,
@@ -351,6 +352,7 @@ def make_evaluate(
             tokens[:, -length:],
             soft_cap=policy_config.logits_soft_cap,
             temperature=config.temperature,
+            positions=transformer.loss_positions(policy_config),
         )
         if "value" not in params:
             return logprobs, jnp.zeros_like(logprobs)
