@@ -28,23 +28,23 @@ def adapted_kl_coef(
 class Moments(NamedTuple):
     """Mean and spread of all numbers seen so far (Chan et al. 1983), in float64."""
 
-    count: int = 0
+    seen: int = 0  # how many
     mean: float = 0.0
     squares: float = 0.0  # the sum of squared differences from the mean
 
     def updated(self, x: np.ndarray) -> Self:
         """With the numbers of `x` [n], n at least 1, seen too."""
         x = np.asarray(x, np.float64)
-        count = self.count + x.size
+        seen = self.seen + x.size
         shift = float(x.mean()) - self.mean
         squares = float(np.sum((x - x.mean()) ** 2))
         return self._replace(
-            count=count,
-            mean=self.mean + shift * x.size / count,
-            squares=self.squares + squares + shift**2 * self.count * x.size / count,
+            seen=seen,
+            mean=self.mean + shift * x.size / seen,
+            squares=self.squares + squares + shift**2 * self.seen * x.size / seen,
         )
 
     @property
     def deviation(self) -> float:
         """The standard deviation (divided by n - 1); 1 where all numbers are the same."""
-        return math.sqrt(self.squares / (self.count - 1)) if self.squares > 0 else 1.0
+        return math.sqrt(self.squares / (self.seen - 1)) if self.squares > 0 else 1.0

@@ -38,11 +38,12 @@ class Experience(NamedTuple):
 
 
 class Controls(NamedTuple):
-    """Numbers that change from one iteration to the next, so that nothing is compiled again."""
+    """Numbers that change from one iteration to the next; arguments, so that nothing is compiled
+    again. Float32 scalars, of JAX or NumPy."""
 
-    offset: jax.Array | float  # [] taken off the scores
-    scale: jax.Array | float  # [] divides them then
-    kl_coef: jax.Array | float  # [] beta
+    offset: Any  # taken off the scores
+    scale: Any  # divides them then
+    kl_coef: Any  # beta
 
 
 def make_update(
@@ -159,7 +160,7 @@ def advantages_of(
 def shaped_scores(config: Any, experience: Experience, controls: Controls) -> jax.Array:
     """Scores [B] as they enter the reward: normalised, clipped, less the missing-EOS penalty."""
     scores = experience.scores - controls.offset
-    if config.score_normalization == "running":
+    if config.score_normalization in ("running", "stored"):
         scores = scores / controls.scale
     if config.score_clip:
         scores = jnp.clip(scores, -config.score_clip, config.score_clip)

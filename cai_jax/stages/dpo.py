@@ -12,7 +12,7 @@ rewards of two responses differ by the logit of their label.
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,17 +22,17 @@ from ml_collections import ConfigDict
 from cai_jax.core import optimizer as optimizers
 from cai_jax.data import readers
 from cai_jax.errors import InputError
-from cai_jax.models import computing
+from cai_jax.models import computing, lora
 
 if typing.TYPE_CHECKING:
     import jax
 
-    from cai_jax.data.bad_records import BadRecords
-    from cai_jax.data.comparisons import FittedPairs, TokenPair
+    from cai_jax.data.comparison_sources import Source
+    from cai_jax.data.comparisons import TokenPair
     from cai_jax.models.config import ModelConfig
 
-RECORD_FILE = "comparisons.jsonl"
-TRAINING = "training"
+ADAPTER = "adapter"  # the step's folder for LoRA's factors
+MEASURES = ("n", "accuracy", "log_loss", "label_entropy", "mean_margin")
 
 
 class Batch(NamedTuple):
@@ -43,18 +43,23 @@ class Batch(NamedTuple):
     response: Any  # bool [B, 2, T]: True for the tokens that follow the prompt
     reference: Any  # float32 [B, 2]: log-probabilities of the responses under the reference
     p_a: Any  # float32 [B]
-    weights: Any  # float32 [B]: 0 for a pair that only fills the batch
+    weights: Any  # float32 [B]: in the loss; 0 for a pair that only fills the batch
 
 
 def default_config() -> ConfigDict:
     """Every parameter of the step; those of the optimizer (learning rate ...) stand beside."""
     config = optimizers.default_config()
     config.update(computing.default_config())
+    config.lora = lora.default_config()
+    config.ema_decay = 0.0  # of an average of the parameters, which is what is saved; 0: the last
     config.learning_rate = 3e-4
     config.weight_decay = 0.0  # would pull towards 0, not towards the reference
     config.beta = 0.1  # reward for a nat of difference to the reference; PPO's kl_coefficient
+    # What a comparison of each input of `comparisons` weighs in the loss, in their order; (): 1.
+    config.weights = ()
     config.epochs = 1
-    config.pairs = 32  # comparisons in a batch: twice as many texts
+    config.pairs = 32  # comparisons in a batch, which is an update: twice as many texts
+    config.accumulate = 1  # parts of a batch, one after the other: less memory, the same update
     config.sequence_length = 160  # tokens of dialogue, response and end, at most
     # Pairs that are longer: "truncate" (the beginning of the dialogue), "drop" or "refuse".
     config.on_long = "truncate"
@@ -69,8 +74,9 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
 
     evaluation.json has, for the training data and each held-out source, under "<source>_", how the
     implied rewards agree with the labels: n, accuracy (of the labels that are not a half), log_loss
-    and label_entropy, its floor (nats), margin (of the implied rewards, towards the label),
-    truncated and dropped.
+    and label_entropy, its floor (nats), mean_margin (of the implied rewards, towards the label),
+    truncated and dropped. Under "sources" it has all of `algorithms/preference_measures.py`, for
+    each source. With LoRA, model/ has the factors merged in, and adapter/ as PEFT reads them.
 
     Args:
         config: as `default_config`, with `seed` and `mesh`.
@@ -85,21 +91,34 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     import jax
 
     from cai_jax import checkpoints
-    from cai_jax.core import artifact, keys, mesh, sharding, training
+    from cai_jax.core import keys, mesh, sharding, training
     from cai_jax.core.metrics import MetricsWriter
     from cai_jax.core.progress import Progress
-    from cai_jax.data import pipeline
+    from cai_jax.data import comparison_sources, comparisons, pipeline
     from cai_jax.data.bad_records import BadRecords
+    from cai_jax.models import peft_adapter
     from cai_jax.models.language_model import LanguageModel
+    from cai_jax.text.dialogue import render
 
     check(config, inputs)
     device_mesh = mesh.make_mesh(config.mesh)
-    check_divides(config.pairs, sharding.batch_parts(device_mesh))
+    check_divides(config, sharding.batch_parts(device_mesh))
     model = checkpoints.load_model(inputs["model"], device_mesh)
+    if "score_head" in model.params:
+        raise InputError("model: expected a language model, found a preference model")
+    longest = min(config.sequence_length, model.config.max_positions)
     bad = BadRecords(config.data.on_bad_record)
-    data = prepare(config, inputs, model, bad)
-    pairs = data[TRAINING].pairs
-    length = max(len(text) for of in data.values() for pair in of.pairs for text in pair[1:3])
+    data = comparison_sources.read_sources(
+        [paths(inputs, role) for role in ("comparisons", "held_out")],
+        config.weights,
+        lambda path: comparison_sources.read_file(path, config.fields, bad),
+        lambda records: comparisons.fit_pairs(
+            records, model.tokenizer, render, longest, config.on_long
+        ),
+    )
+    comparison_sources.check(data, longest, model.config.vocab_size)
+    pairs = [pair for source in data if source.trained for pair in source.fitted.pairs]
+    length = max(map(comparisons.longer_length, (p for s in data for p in s.fitted.pairs)))
     model_config = computing.computed(model.config, config)
     rows, whole = sharding.batch_sharding(device_mesh), sharding.replicated(device_mesh)
     logprobs = jax.jit(
@@ -108,30 +127,36 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         out_shardings=rows,
     )
 
+    def place(pairs: Sequence[TokenPair], reference: np.ndarray) -> Batch:
+        return jax.device_put(fill(pairs, reference, config.pairs, length), rows)
+
     def of_pairs(params: Any, pairs: Sequence[TokenPair]) -> np.ndarray:
         """Log-probabilities [n, 2] of the responses."""
         found = [np.zeros((0, 2), np.float32)]
         for first in range(0, len(pairs), config.pairs):
             group = pairs[first : first + config.pairs]
-            batch = fill(group, np.zeros((len(group), 2)), config.pairs, length)
-            found.append(np.asarray(logprobs(params, jax.device_put(batch, rows)))[: len(group)])
+            batch = place(group, np.zeros((len(group), 2), np.float32))
+            found.append(np.asarray(logprobs(params, batch))[: len(group)])
         return np.concatenate(found)
 
-    reference = {name: of_pairs(model.params, of.pairs) for name, of in data.items()}
+    reference = [of_pairs(model.params, source.fitted.pairs) for source in data]
+    of_training = np.concatenate([of for of, source in zip(reference, data) if source.trained])
     key = keys.base_key(config.seed, folder.name)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
     num_steps = -(-len(pairs) * config.epochs // config.pairs)
     order = pipeline.shuffled(len(pairs), config.epochs, rng)
     stream = pipeline.iterate(pipeline.batches(range(len(pairs)), order, config.pairs))
     optimizer = optimizers.make_optimizer(config, num_steps)
-    state, shardings = training.create_state(model.params, optimizer, device_mesh)
+    optimizer = optimizers.with_average(optimizer, config.ema_decay)
+    trained, frozen = lora.split(model.params, config.lora, key)
+    state, shardings = training.create_state(trained, optimizer, device_mesh)
     step = jax.jit(
-        make_step(model_config, optimizer, config.beta),
+        make_step(model_config, optimizer, config),
         donate_argnums=0,
-        in_shardings=(shardings, rows),
+        in_shardings=(shardings, sharding.tree_shardings(frozen, device_mesh), rows),
         out_shardings=(shardings, whole),
     )
-    trained = 0
+    tokens = 0
     pending: list[Any] = []  # metrics still on devices: read together, so that nothing waits
     recent: list[list[str]] = []
     where = f"{folder.name}, trained from {inputs['model']}"
@@ -141,35 +166,61 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     ):
         for number, indices in enumerate(stream, start=1):
             group = [pairs[i] for i in indices]
-            trained += sum(len(pair.a) + len(pair.b) for pair in group)
-            batch = fill(group, reference[TRAINING][indices], config.pairs, length)
-            state, metrics = step(state, jax.device_put(batch, rows))
+            tokens += sum(len(pair.a) + len(pair.b) for pair in group)
+            state, metrics = step(state, frozen, place(group, of_training[indices]))
             pending.append(metrics)
             recent.append([pair.record_id for pair in group])
             if number % config.log_every == 0 or number == num_steps:
                 line = averaged(pending, number, recent, where)
-                writer.write(number, **line, tokens=trained)
+                writer.write(number, **line, tokens=tokens)
                 progress.advance(len(pending), f"loss {line['loss']:.4f}")
                 pending, recent = [], []
 
+    trained = optimizers.averaged(state.optimizer_state, state.params)
+    params = lora.merged(trained, frozen, config.lora)
+    checkpoints.save_model(folder, LanguageModel(model.config, params, model.tokenizer))
+    if config.lora.rank:
+        peft_adapter.write(
+            folder / ADAPTER, model.config, trained, config.lora, str(inputs["model"])
+        )
+    rewards = [
+        config.beta * (of_pairs(params, source.fitted.pairs) - of)
+        for source, of in zip(data, reference)
+    ]
+    counts = {"records": len(pairs) * config.epochs, "tokens": tokens, "steps": num_steps}
+    return counts | bad.report(folder) | evaluate(data, rewards, folder)
+
+
+def evaluate(data: Sequence[Source], rewards: Sequence[np.ndarray], folder: Path) -> dict[str, Any]:
+    """Writes evaluation.json from each source's implied rewards [n, 2] of responses A and B.
+
+    Returns:
+        Of the whole training data truncated and dropped; of all sources "<source>_accuracy".
+    """
+    from cai_jax.algorithms.preference_measures import measures
+    from cai_jax.core import artifact
+    from cai_jax.data.comparison_sources import TRAINING
+
+    def measured(indices: list[int]) -> dict[str, Any]:
+        sides = np.concatenate([rewards[i] for i in indices])
+        labels = [pair.p_a for i in indices for pair in data[i].fitted.pairs]
+        return measures(sides[:, 0], sides[:, 1], np.array(labels))
+
+    groups = {TRAINING: [i for i, source in enumerate(data) if source.trained]}
+    groups |= {source.name: [i] for i, source in enumerate(data) if not source.trained}
     evaluation: dict[str, Any] = {}
-    for name, fitted in data.items():
-        rewards = config.beta * (of_pairs(state.params, fitted.pairs) - reference[name])
-        labels = np.array([pair.p_a for pair in fitted.pairs])
-        found = measures(rewards[:, 0] - rewards[:, 1], labels)
-        found |= {"truncated": fitted.truncated, "dropped": fitted.dropped}
-        evaluation |= {f"{name}_{measured}": value for measured, value in found.items()}
-    artifact.write_json(folder / "evaluation.json", evaluation)
-    checkpoints.save_model(folder, LanguageModel(model.config, state.params, model.tokenizer))
-    counts = {
-        "records": len(pairs) * config.epochs,
-        "tokens": trained,
-        "steps": num_steps,
-        "truncated": data[TRAINING].truncated,
-        "dropped": data[TRAINING].dropped,
+    for name, indices in groups.items():
+        found = measured(indices)
+        evaluation |= {f"{name}_{measure}": found.get(measure) for measure in MEASURES}
+        for count in ("truncated", "dropped"):
+            evaluation[f"{name}_{count}"] = sum(getattr(data[i].fitted, count) for i in indices)
+    labelled = {
+        f"{TRAINING}/{source.name}" if source.trained else source.name: measured([i])
+        for i, source in enumerate(data)
     }
-    accuracies = {name: value for name, value in evaluation.items() if name.endswith("_accuracy")}
-    return counts | bad.report(folder) | accuracies
+    artifact.write_json(folder / "evaluation.json", {**evaluation, "sources": labelled})
+    counts = {name: evaluation[f"{TRAINING}_{name}"] for name in ("truncated", "dropped")}
+    return counts | {name: value for name, value in evaluation.items() if name[-9:] == "_accuracy"}
 
 
 def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
@@ -184,71 +235,44 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
     for role in ("model", "comparisons"):
         if not inputs.get(role):
             raise InputError(f"inputs: expected model and comparisons, found no {role}")
-    for name in ("epochs", "pairs", "sequence_length", "log_every"):
+    for name in ("epochs", "pairs", "accumulate", "sequence_length", "log_every"):
         if config[name] < 1:
             raise InputError(f"{name}: expected at least 1, found {config[name]}")
     if not config.beta > 0:
         raise InputError(f"beta: expected more than 0, found {config.beta}")
     if config.on_long not in ON_LONG:
         raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {config.on_long!r}")
+    sources = len(paths(inputs, "comparisons"))
+    if config.weights and (
+        len(config.weights) != sources or min(config.weights) < 0 or not sum(config.weights)
+    ):
+        raise InputError(
+            f"weights: expected a number of 0 or more for each of {sources} comparisons, not all "
+            f"0, found {config.weights}"
+        )
+    if not 0 <= config.ema_decay < 1:
+        raise InputError(f"ema_decay: expected 0 <= ema_decay < 1, found {config.ema_decay}")
     optimizers.check(config)
     computing.check(config)
-    check_divides(config.pairs, config.mesh.data * config.mesh.fsdp)
+    lora.check(config.lora)
+    check_divides(config, config.mesh.data * config.mesh.fsdp)
 
 
-def check_divides(pairs: int, parts: int) -> None:
-    """Refuses a batch that does not divide over data x fsdp devices."""
-    if parts > 0 and pairs % parts:  # an axis of -1 shows its size when the devices are there
+def check_divides(config: ConfigDict, parts: int) -> None:
+    """Refuses a batch that does not divide over data x fsdp devices and its own parts."""
+    # An axis of -1 shows its size when the devices are there.
+    multiple = max(parts, 1) * config.accumulate
+    if config.pairs % multiple:
         raise InputError(
-            f"pairs: expected a multiple of {parts} (data x fsdp devices), found {pairs}"
+            f"pairs: expected a multiple of {multiple} (data x fsdp devices x accumulate), found "
+            f"{config.pairs}"
         )
 
 
-def prepare(
-    config: ConfigDict, inputs: dict[str, Any], model: Any, bad: BadRecords
-) -> dict[str, FittedPairs]:
-    """The pairs to train on, under TRAINING, and those of each held-out source, tokenized.
-
-    Raises:
-        InputError: the model is none of language, nothing to train on is left, or a token is none
-            of the model's.
-    """
-    from cai_jax.data import schema
-    from cai_jax.data.comparisons import fit_pairs
-    from cai_jax.text.dialogue import render
-
-    if "score_head" in model.params:
-        raise InputError("model: expected a language model, found a preference model")
-    longest = min(config.sequence_length, model.config.max_positions)
-    records: dict[str, list[Any]] = {TRAINING: []}
-    for role in ("comparisons", "held_out"):
-        value = inputs.get(role) or []
-        for path in map(Path, value if isinstance(value, list | tuple) else [value]):
-            name = TRAINING if role == "comparisons" else readers.name_of(path)
-            while role == "held_out" and name in records:
-                name += "_"
-            if path.is_dir():
-                found = schema.read_records(path / RECORD_FILE, schema.Comparison, bad)
-            else:
-                found = readers.read_comparisons(path, config.fields, bad)
-            records[name] = records.get(name, []) + found
-    data = {
-        name: fit_pairs(of_source, model.tokenizer, render, longest, config.on_long)
-        for name, of_source in records.items()
-    }
-    if not data[TRAINING].pairs:
-        raise InputError(
-            f"comparisons: expected pairs that fit, found none ({data[TRAINING].dropped} are "
-            f"longer than {longest} tokens); raise sequence_length"
-        )
-    texts = (text for fitted in data.values() for pair in fitted.pairs for text in pair[1:3])
-    largest = max(map(max, texts))
-    if largest >= model.config.vocab_size:
-        raise InputError(
-            f"model: its tokenizer gives id {largest}, but its vocabulary has only "
-            f"{model.config.vocab_size} entries; the folder's files do not belong together"
-        )
-    return data
+def paths(inputs: Mapping[str, Any], role: str) -> list[Path]:
+    """The paths of a role that has none, one or a list."""
+    value = inputs.get(role) or []
+    return [Path(path) for path in (value if isinstance(value, list | tuple) else [value])]
 
 
 def fill(pairs: Sequence[TokenPair], reference: np.ndarray, num_pairs: int, length: int) -> Batch:
@@ -265,36 +289,41 @@ def fill(pairs: Sequence[TokenPair], reference: np.ndarray, num_pairs: int, leng
     return Batch(batch.tokens, batch.mask, response, of_reference, batch.p_a, batch.weights)
 
 
-def make_step(config: ModelConfig, optimizer: Any, beta: float) -> Any:
-    """The pure update: step(state, batch) -> (state, metrics), metrics summed over pairs."""
-    import jax
+def make_step(
+    model_config: ModelConfig, optimizer: Any, config: ConfigDict
+) -> Callable[[Any, Any, Batch], tuple[Any, dict[str, jax.Array]]]:
+    """The pure update: step(state, frozen, batch) -> (state, metrics), summed over pairs."""
     import jax.numpy as jnp
     import optax
 
     from cai_jax.algorithms import labels, losses
-    from cai_jax.core.training import apply_gradients
+    from cai_jax.core.training import apply_gradients, summed_gradients
 
-    def loss(params, batch):
-        policy, reference = response_logprobs(params, config, batch), batch.reference
-        of_pairs = losses.dpo(
-            policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], batch.p_a, beta=beta
-        )
-        rewards = beta * (policy - reference)
+    def loss_and_sums(params, batch):
+        policy, reference = response_logprobs(params, model_config, batch), batch.reference
+        of_pairs = losses.dpo(*policy.T, *reference.T, batch.p_a, beta=config.beta)
+        rewards = config.beta * (policy - reference)
         preferred = jnp.sign(batch.p_a - 0.5) * (rewards[:, 0] - rewards[:, 1])
         # A label of exactly a half has no better response.
         decided = batch.weights * (batch.p_a != 0.5)
-        sums = {
-            "loss": jnp.sum(batch.weights * of_pairs),
+        loss = jnp.sum(batch.weights * of_pairs)
+        return loss, {
+            "loss": loss,
             "entropy": jnp.sum(batch.weights * labels.label_entropy(batch.p_a)),
             "right": jnp.sum(decided * jnp.where(preferred == 0, 0.5, preferred > 0)),
             "margin": jnp.sum(decided * preferred),
             "decided": jnp.sum(decided),
             "weight": jnp.sum(batch.weights),
         }
-        return sums["loss"] / jnp.maximum(sums["weight"], 1e-6), sums
 
-    def step(state, batch):
-        (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+    def step(state, frozen, batch):
+        weight = jnp.maximum(jnp.sum(batch.weights), 1e-6)
+
+        def loss(trained, part):
+            total, sums = loss_and_sums(lora.joined(trained, frozen, config.lora), part)
+            return total / weight, sums
+
+        gradients, sums = summed_gradients(loss, state.params, batch, config.accumulate)
         norm = optax.tree.norm(gradients)
         state = apply_gradients(state, gradients, optimizer)
         return state, sums | {"gradient_norm": norm}
@@ -344,25 +373,6 @@ def averaged(
         "accuracy": total["right"] / decided,
         "margin": total["margin"] / decided,
         "gradient_norm": total["gradient_norm"] / len(fetched),
-    }
-
-
-def measures(margins: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """How margins [n] of implied rewards agree with labels [n]; None where nothing counts."""
-    from cai_jax.algorithms.calibration import binary_entropy
-
-    def mean(values: np.ndarray) -> float | None:
-        return float(np.mean(values)) if values.size else None
-
-    margins, labels = margins.astype(np.float64), labels.astype(np.float64)
-    losses = labels * np.logaddexp(0, -margins) + (1 - labels) * np.logaddexp(0, margins)
-    preferred = (np.sign(labels - 0.5) * margins)[labels != 0.5]
-    return {
-        "n": len(labels),
-        "accuracy": mean(np.where(preferred == 0, 0.5, preferred > 0)),
-        "log_loss": mean(losses),
-        "label_entropy": mean(binary_entropy(labels)),
-        "margin": mean(preferred),
     }
 
 

@@ -31,6 +31,7 @@ from cai_jax.core import optimizer as optimizers
 from cai_jax.data import readers
 from cai_jax.data.prompt_batches import ON_LONG
 from cai_jax.errors import InputError
+from cai_jax.models import computing
 
 if typing.TYPE_CHECKING:
     import jax
@@ -50,6 +51,7 @@ LOWEST = {
 def default_config() -> ConfigDict:
     """Every parameter of the step; those of the algorithm and of the optimizer stand beside."""
     config = optimizers.default_config()
+    config.update(computing.default_config())
     config.learning_rate = 3e-4
     config.weight_decay = 0.0  # would pull towards 0, not towards the reference
     config.update(ppo_options.default_config())
@@ -92,6 +94,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import write_records
     from cai_jax.generation.preference import check_models
+    from cai_jax.models import score_statistics
     from cai_jax.models.language_model import LanguageModel
     from cai_jax.text.refusals import opens_with_refusal
 
@@ -116,6 +119,9 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     responses = config.prompts_per_iteration * config.samples_per_prompt
     kept, history = [], []
     moments, offset, scale, kl_coef = Moments(), np.float32(0), 1.0, config.kl_coefficient
+    if config.score_normalization == "stored":
+        found = score_statistics.read(checkpoints.model_folder(inputs["preference_model"]))
+        offset, scale = np.float32(found.mean), found.std
     last_good = f"{inputs['model']}, where it began"
     with (
         MetricsWriter(folder) as writer,
@@ -196,6 +202,7 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
         raise InputError(f"on_long: expected {' or '.join(ON_LONG)}, found {config.on_long!r}")
     ppo_options.check(config)
     optimizers.check(config)
+    computing.check(config)
     check_divides(config, config.mesh.data * config.mesh.fsdp)
 
 
@@ -286,11 +293,14 @@ def compiled(
 
     rows, whole = sharding.batch_sharding(device_mesh), sharding.replicated(device_mesh)
     frozen = [sharding.tree_shardings(of.params, device_mesh) for of in (model, preference)]
-    evaluate = make_evaluate(config, model.config, preference.config)
+    policy_config, preference_config = (
+        computing.computed(of.config, config) for of in (model, preference)
+    )
+    evaluate = make_evaluate(config, policy_config, preference_config)
     respond = make_rollout(
         evaluate,
-        model.config,
-        preference.config,
+        policy_config,
+        preference_config,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         eos_id=model.tokenizer.eos_id,

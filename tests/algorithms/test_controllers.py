@@ -31,7 +31,7 @@ def test_moments_of_batches_are_those_of_all_numbers():
     for batch in batches:
         moments = moments.updated(batch)
     every = np.concatenate(batches).astype(np.float64)
-    assert moments.count == 31
+    assert moments.seen == 31
     assert moments.mean == pytest.approx(every.mean(), rel=1e-12)
     assert moments.deviation == pytest.approx(every.std(ddof=1), rel=1e-9)
 

@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 from world_models import WORDS, human, one_device, write_model
 
 from cai_jax import checkpoints
+from cai_jax import run as runner
+from cai_jax.core import configuration
 from cai_jax.core.metrics import read_metrics
 from cai_jax.data.comparisons import TokenPair
 from cai_jax.data.schema import Comparison, write_records
@@ -89,10 +92,11 @@ def test_implied_rewards_are_the_rewards_behind_the_labels(trained, inputs):
     assert floor <= evaluation["training_log_loss"] < floor + 1e-3
     sides = [(int(c.id[0]), int(c.id[2])) for c in comparisons()]
     expected = np.mean([abs(REWARDS[a] - REWARDS[b]) for a, b in sides])
-    assert evaluation["training_margin"] == pytest.approx(expected, abs=0.05)
+    assert evaluation["training_mean_margin"] == pytest.approx(expected, abs=0.05)
     assert evaluation["feedback_log_loss"] == pytest.approx(
         evaluation["feedback_label_entropy"], abs=1e-2
     )
+    assert evaluation["sources"]["training/comparisons"]["calibration_error"] < 0.02
     assert (counts["records"], counts["steps"]) == (150 * 15, 141)
 
 
@@ -120,25 +124,31 @@ def test_what_is_scored_is_the_response_and_its_end():
     assert not batch.response[1].any() and batch.weights.tolist() == [1, 0]
 
 
-def test_measures_by_hand():
-    found = dpo.measures(np.array([2.0, -1.0, 0.0, 3.0]), np.array([0.9, 0.8, 0.7, 0.5]))
-    assert found["accuracy"] == pytest.approx((1 + 0 + 0.5) / 3)
-    assert found["margin"] == pytest.approx((2 - 1 + 0) / 3)
-    losses = [
-        0.9 * math.log1p(math.exp(-2)) + 0.1 * math.log1p(math.exp(2)),
-        0.8 * math.log1p(math.exp(1)) + 0.2 * math.log1p(math.exp(-1)),
-        math.log(2),
-        0.5 * math.log1p(math.exp(-3)) + 0.5 * math.log1p(math.exp(3)),
-    ]
-    assert found["log_loss"] == pytest.approx(np.mean(losses))
-    nothing = dpo.measures(np.zeros(2), np.full(2, 0.5))
-    assert (nothing["accuracy"], nothing["margin"]) == (None, None)
+@pytest.mark.parametrize("changes", [{"accumulate": 4}, {"lora": {"rank": 64, "alpha": 64.0}}])
+def test_parts_of_a_batch_and_adapters(inputs, tmp_path, changes):
+    """Parts give the same losses; factors of full rank learn as well, from the same start."""
+    whole, other = tmp_path / "whole" / "step", tmp_path / "other" / "step"
+    run(whole, inputs, epochs=4)
+    config = one_device(dpo.default_config(), pairs=16, beta=BETA, learning_rate=5e-3, log_every=1)
+    for name, value in {"epochs": 4, **changes}.items():
+        configuration.assign(config, name, value, name)
+    other.mkdir(parents=True)
+    dpo.run(config, inputs, other)
+    lines, found = ([line["loss"] for line in read_metrics(of)] for of in (whole, other))
+    if "accumulate" in changes:
+        np.testing.assert_allclose(found, lines, atol=1e-5)
+    else:
+        assert found[0] == pytest.approx(math.log(2), abs=1e-5)
+        assert found[-1] < found[0] - 0.02
+        assert (other / "adapter" / "adapter_config.json").is_file()
 
 
 @pytest.mark.parametrize(
     ("changes", "roles", "message"),
     [
         ({"beta": 0.0}, {}, "beta: expected more than 0, found 0"),
+        ({"weights": (1.0, 2.0)}, {}, "weights: expected a number .* for each of 1 comparisons"),
+        ({"accumulate": 3}, {}, "pairs: expected a multiple of 3 .*, found 16"),
         ({"pairs": 0}, {}, "pairs: expected at least 1, found 0"),
         ({"on_long": "cut"}, {}, "on_long: expected one of truncate"),
         ({"sequence_length": 4}, {}, "expected pairs that fit, found none .15 are longer than 4"),
@@ -155,6 +165,23 @@ def test_a_preference_model_is_no_policy(inputs, tmp_path):
     judge = write_model(tmp_path / "judge", preference_model=True)
     with pytest.raises(InputError, match="model: expected a language model"):
         run(tmp_path / "step", {**inputs, "model": judge})
+
+
+def test_one_line_of_the_demo_turns_pm_and_ppo_into_dpo(tmp_path, capsys):
+    demo = Path(__file__).parents[2] / "configs" / "demo.py"
+    (tmp_path / "config.py").write_text(
+        f"""import runpy
+from cai_jax.stages import step
+def get_config():
+    config = runpy.run_path({str(demo)!r})["get_config"]()
+    config.steps.rl_cai = step("dpo", {{"model": "sl_cai", "comparisons": ["feedback"]}})
+    return config
+"""
+    )
+    config, workdir = tmp_path / "config.py", tmp_path / "work"
+    runner.main([f"--config={config}", f"--workdir={workdir}", "--dry_run"])
+    lines = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert ["rl_cai", "dpo"] in lines and ["rl_cai", "ppo"] not in lines
 
 
 def test_plan():
