@@ -22,7 +22,8 @@ class Thinking(NamedTuple):
     """How reasoning is sampled, and what the prompt is with it.
 
     `keys` are as `generate` takes them; `cut` takes from a completion what counts as reasoning;
-    `lay_out` gives what stands in front of the answer (a text, or turns of a chat), from a prompt's number and its reasoning.
+    `lay_out` gives what stands in front of the answer (a text, or turns of a chat), from a
+    prompt's number and its reasoning.
     """
 
     settings: SamplingSettings
