@@ -301,7 +301,14 @@ def make_step(
 
     def loss_and_sums(params, batch):
         policy, reference = response_logprobs(params, model_config, batch), batch.reference
-        of_pairs = losses.dpo(*policy.T, *reference.T, batch.p_a, beta=config.beta)
+        of_pairs = losses.dpo(
+            policy[:, 0],
+            policy[:, 1],
+            reference[:, 0],
+            reference[:, 1],
+            batch.p_a,
+            beta=config.beta,
+        )
         rewards = config.beta * (policy - reference)
         preferred = jnp.sign(batch.p_a - 0.5) * (rewards[:, 0] - rewards[:, 1])
         # A label of exactly a half has no better response.
