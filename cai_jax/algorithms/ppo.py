@@ -160,7 +160,7 @@ def advantages_of(
 def shaped_scores(config: Any, experience: Experience, controls: Controls) -> jax.Array:
     """Scores [B] as they enter the reward: normalised, clipped, less the missing-EOS penalty."""
     scores = experience.scores - controls.offset
-    if config.score_normalization == "running":
+    if config.score_normalization in ("running", "stored"):
         scores = scores / controls.scale
     if config.score_clip:
         scores = jnp.clip(scores, -config.score_clip, config.score_clip)

@@ -22,7 +22,7 @@ CHOICES = {
     "value_model": ("policy_trunk", "preference_model"),
     "truncation": ("penalty", "bootstrap"),
     "kl_estimate": ("k1", "k3"),
-    "score_normalization": ("none", "first_mean", "running"),
+    "score_normalization": ("none", "first_mean", "running", "stored"),
 }
 
 
@@ -37,7 +37,8 @@ def default_config() -> ConfigDict:
     config.kl_target = 0.0  # nats a response that beta is adapted to; 0: beta is fixed
     config.kl_horizon = 10_000  # responses over which it is adapted
     # Of scores: "first_mean" takes off their mean in the first iteration, "running" brings them to
-    # mean 0 and deviation 1 as seen so far, "none" takes them as they are.
+    # mean 0 and deviation 1 as seen so far, "stored" as the preference model's own statistics (of
+    # its held-out comparisons) say, "none" takes them as they are.
     config.score_normalization = "first_mean"
     config.score_clip = 0.0  # normalised scores are clipped to -+ this; 0: they are not
     config.missing_eos_penalty = 1.0  # taken off the score of a response without an end

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import typing
+from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -24,22 +26,28 @@ def default_config() -> ConfigDict:
     return ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
+def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     """Builds the mesh of `config.data` x `config.fsdp` x `config.tensor` devices.
 
     Axis types are written out as Auto: the default of `jax.make_mesh` is Explicit since JAX 0.10.
+
+    Args:
+        config: as `default_config`.
+        devices: to choose from, in their order; None: those that this process sees. They may be
+            of a topology that is described only (`core/topology.py`).
 
     Raises:
         InputError: the axes are no positive sizes, or ask for more devices than there are.
     """
     import jax
 
-    sizes = mesh_shape(config, jax.device_count())
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_shape(config, len(devices))
     return jax.make_mesh(
         sizes,
         AXES,
         axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
-        devices=jax.devices()[: math.prod(sizes)],
+        devices=devices[: math.prod(sizes)],
     )
 
 

@@ -25,13 +25,22 @@ def create_state(
     params: Any, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[TrainState, Any]:
     """The state before the first update, placed on the mesh, and its shardings."""
-
-    def create(params):
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-
-    shardings = sharding.tree_shardings(jax.eval_shape(create, params), mesh)
+    _, shardings = abstract_state(params, optimizer, mesh)
     params = jax.device_put(params, shardings.params)
-    return jax.jit(create, out_shardings=shardings)(params), shardings
+    create = jax.jit(lambda params: _first_state(params, optimizer), out_shardings=shardings)
+    return create(params), shardings
+
+
+def abstract_state(
+    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[TrainState, Any]:
+    """Shapes and dtypes of the state before the first update, and its shardings on the mesh."""
+    state = jax.eval_shape(lambda params: _first_state(params, optimizer), params)
+    return state, sharding.tree_shardings(state, mesh)
+
+
+def _first_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
 def apply_gradients(

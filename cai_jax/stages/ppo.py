@@ -94,6 +94,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import write_records
     from cai_jax.generation.preference import check_models
+    from cai_jax.models import score_statistics
     from cai_jax.models.language_model import LanguageModel
     from cai_jax.text.refusals import opens_with_refusal
 
@@ -118,6 +119,9 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     responses = config.prompts_per_iteration * config.samples_per_prompt
     kept, history = [], []
     moments, offset, scale, kl_coef = Moments(), np.float32(0), 1.0, config.kl_coefficient
+    if config.score_normalization == "stored":
+        found = score_statistics.read(checkpoints.model_folder(inputs["preference_model"]))
+        offset, scale = np.float32(found.mean), found.std
     last_good = f"{inputs['model']}, where it began"
     with (
         MetricsWriter(folder) as writer,

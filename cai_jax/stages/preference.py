@@ -29,6 +29,7 @@ if typing.TYPE_CHECKING:
     from cai_jax.data.comparison_sources import Source
     from cai_jax.data.comparisons import PairBatch, SharedBatch, TokenPair
     from cai_jax.models.config import ModelConfig
+    from cai_jax.models.language_model import LanguageModel
 
 ADAPTER = "adapter"  # the step's folder for LoRA's factors
 
@@ -90,7 +91,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core.progress import Progress
     from cai_jax.data import comparison_sources, comparisons, pipeline
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.models import peft_adapter, transformer
+    from cai_jax.models import peft_adapter
     from cai_jax.models.language_model import LanguageModel
     from cai_jax.text.formats import dialogue_format
 
@@ -118,9 +119,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     key = keys.base_key(config.seed, folder.name)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
 
-    params = {name: value for name, value in model.params.items() if name != "unembedder"}
-    if "score_head" not in params:
-        params = transformer.add_score_head(params, model.config)
+    params = starting_params(model)
     num_steps = -(-len(pairs) * config.epochs // config.pairs)
     order = pipeline.shuffled(len(pairs), config.epochs, rng)
     stream = pipeline.iterate(pipeline.batches(pairs, order, config.pairs))
@@ -130,12 +129,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     state, shardings = training.create_state(trained, optimizer, device_mesh)
     batch_sharding, whole = sharding.batch_sharding(device_mesh), sharding.replicated(device_mesh)
     model_config = computing.computed(model.config, config)
-    step = jax.jit(
-        make_step(model_config, optimizer, config),
-        donate_argnums=0,
-        in_shardings=(shardings, sharding.tree_shardings(frozen, device_mesh), batch_sharding),
-        out_shardings=(shardings, whole),
-    )
+    step = compiled(config, model.config, optimizer, device_mesh, shardings, frozen)
 
     def place(pairs: Sequence[TokenPair]) -> PairBatch | SharedBatch:
         return jax.device_put(fill(pairs, config.pairs, length), batch_sharding)
@@ -288,6 +282,41 @@ def paths(inputs: dict[str, Any], role: str) -> list[Path]:
     """The paths of a role that has none, one or a list."""
     value = inputs.get(role) or []
     return [Path(path) for path in (value if isinstance(value, list | tuple) else [value])]
+
+
+def starting_params(model: LanguageModel) -> dict[str, Any]:
+    """Those of `model`, as a preference model: with a head of zeros where it has none."""
+    from cai_jax.models import transformer
+
+    params = {name: value for name, value in model.params.items() if name != "unembedder"}
+    if "score_head" not in params:
+        params = transformer.add_score_head(params, model.config)
+    return params
+
+
+def compiled(
+    config: ConfigDict,
+    model_config: ModelConfig,
+    optimizer: Any,
+    device_mesh: Any,
+    shardings: Any,
+    frozen: Any,
+) -> Any:
+    """The program of an update, which takes over the memory of the state."""
+    import jax
+
+    from cai_jax.core import sharding
+
+    return jax.jit(
+        make_step(computing.computed(model_config, config), optimizer, config),
+        donate_argnums=0,
+        in_shardings=(
+            shardings,
+            sharding.tree_shardings(frozen, device_mesh),
+            sharding.batch_sharding(device_mesh),
+        ),
+        out_shardings=(shardings, sharding.replicated(device_mesh)),
+    )
 
 
 def make_step(model_config: ModelConfig, optimizer: Any, config: ConfigDict) -> Any:

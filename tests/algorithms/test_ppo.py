@@ -154,11 +154,12 @@ def test_metrics_are_of_responses_and_not_of_padding():
     assert [float(found[name]) for name in names] == [2.0, 4.0, 0.5]
 
 
-def test_scores_are_normalised_then_clipped_then_less_the_penalty():
+@pytest.mark.parametrize("kind", ["running", "stored"])
+def test_scores_are_normalised_then_clipped_then_less_the_penalty(kind):
     experience = experience_of(
         start().params, [5.0, 1.0, -1.0, 2.0], ended=[True, True, True, False]
     )
-    config = settings(score_normalization="running", score_clip=1.25)
+    config = settings(score_normalization=kind, score_clip=1.25)
     found = ppo.shaped_scores(config, experience, controls(offset=1.0, scale=2.0))
     np.testing.assert_allclose(found, [1.25, 0.0, -1.0, 0.5 - 0.75], atol=1e-6)
 

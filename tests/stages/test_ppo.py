@@ -501,3 +501,9 @@ def test_a_separate_value_model_begins_as_the_preference_model(programs):
     tempered = jax.nn.log_softmax(logits / 0.5)
     expected = [tempered[i - 1, row[i]] for i in range(8 - RESPONSE, 8)]
     np.testing.assert_allclose(logprobs[0], expected, atol=1e-5)
+
+
+def test_statistics_that_the_preference_model_does_not_have_are_refused(inputs, tmp_path):
+    message = r"score_statistics.json: expected the statistics of the model's scores, found none"
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "rl", inputs, score_normalization="stored")
