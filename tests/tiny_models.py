@@ -95,6 +95,8 @@ def write_family(folder: Path, kind: str, *, preference_model: bool = False, **s
     }
     if kind == "GPT2Config":
         values["n_inner"] = values.pop("intermediate_size")
+    epsilons = {"GPT2Config": "layer_norm_epsilon", "GPTNeoXConfig": "layer_norm_eps"}
+    values[epsilons.get(kind, "rms_norm_eps")] = 0.02  # large enough to show
     if preference_model:
         values |= {"num_labels": 1}
     config = getattr(transformers, kind)(**values | shape)

@@ -72,7 +72,10 @@ def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
         preferred_element_type=jnp.float32,
     )
     if config.logits_soft_cap is not None:
-        result = config.logits_soft_cap * jnp.tanh(result / config.logits_soft_cap)
+        cap = config.logits_soft_cap
+        # The clip changes nothing, but keeps a compiler from joining the product with a difference
+        # that follows it, rounded once: then the highest logit is not equal to itself.
+        result = jnp.clip(cap * jnp.tanh(result / cap), -cap, cap)
     return result
 
 

@@ -162,19 +162,23 @@ TINY = ModelConfig(
 )
 
 
-def test_defaults_are_one_document_from_position_zero(tokens):
-    params = transformer.init_params(TINY, jax.random.key(0))
+@pytest.fixture(scope="module")
+def tiny_params():
+    return jax.jit(lambda key: transformer.init_params(TINY, key))(jax.random.key(0))
+
+
+def test_defaults_are_one_document_from_position_zero(tokens, tiny_params):
     ones, counted = np.ones_like(tokens), np.tile(np.arange(T), (B, 1))
     both = jax.jit(
         lambda tokens: (
-            transformer.forward(params, TINY, tokens)[0],
-            transformer.forward(params, TINY, tokens, positions=counted, segments=ones)[0],
+            transformer.forward(tiny_params, TINY, tokens)[0],
+            transformer.forward(tiny_params, TINY, tokens, positions=counted, segments=ones)[0],
         )
     )(tokens)
     assert np.array_equal(*both)
 
 
-def test_bfloat16_computes_in_it_and_gives_float32_logits(tokens):
+def test_bfloat16_computes_in_it_and_gives_float32_logits(tokens, tiny_params):
     half = ModelConfig(**{**vars(TINY), "dtype": "bfloat16"})
     abstract = jax.eval_shape(lambda key: transformer.init_params(half, key), jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(abstract)} == {jnp.dtype("float32")}
@@ -187,16 +191,14 @@ def test_bfloat16_computes_in_it_and_gives_float32_logits(tokens):
     hidden, cache, logits = jax.eval_shape(run, abstract)
     assert (hidden.dtype, cache.keys.dtype, cache.values.dtype) == (jnp.bfloat16,) * 3
     assert logits.dtype == jnp.float32
-    params = transformer.init_params(half, jax.random.key(0))
-    coarse = log_softmax(jax.jit(run)(params)[2])
+    coarse = log_softmax(jax.jit(run)(tiny_params)[2])
     exact = log_softmax(
-        full_logits(params, TINY, *(tokens, np.tile(np.arange(T), (B, 1)), tokens > 0))
+        full_logits(tiny_params, TINY, *(tokens, np.tile(np.arange(T), (B, 1)), tokens > 0))
     )
     assert 0 < np.abs(coarse - exact).max() < 0.05
 
 
-def test_remat_and_unrolling_change_no_gradient(tokens):
-    params = transformer.init_params(TINY, jax.random.key(0))
+def test_remat_and_unrolling_change_no_gradient(tokens, tiny_params):
 
     def loss(params, config):
         hidden, _ = transformer.forward(params, config, tokens)
@@ -204,7 +206,7 @@ def test_remat_and_unrolling_change_no_gradient(tokens):
 
     def gradient(**options):
         config = ModelConfig(**{**vars(TINY), **options})
-        return tiny_models.leaves(jax.jit(jax.grad(loss), static_argnums=1)(params, config))
+        return tiny_models.leaves(jax.jit(jax.grad(loss), static_argnums=1)(tiny_params, config))
 
     plain = gradient(remat="none", scan_unroll=2)
     lean = gradient(remat="layer", scan_unroll=1)
