@@ -14,7 +14,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -28,22 +28,11 @@ if typing.TYPE_CHECKING:
     import jax
 
     from cai_jax.data.comparison_sources import Source
-    from cai_jax.data.comparisons import TokenPair
+    from cai_jax.data.comparisons import ResponseBatch, TokenPair
     from cai_jax.models.config import ModelConfig
 
 ADAPTER = "adapter"  # the step's folder for LoRA's factors
 MEASURES = ("n", "accuracy", "log_loss", "label_entropy", "mean_margin")
-
-
-class Batch(NamedTuple):
-    """B pairs; side 0 is response A, and texts are padded on the left."""
-
-    tokens: Any  # int32 [B, 2, T]
-    mask: Any  # int32 [B, 2, T]: 1 for a token
-    response: Any  # bool [B, 2, T]: True for the tokens that follow the prompt
-    reference: Any  # float32 [B, 2]: log-probabilities of the responses under the reference
-    p_a: Any  # float32 [B]
-    weights: Any  # float32 [B]: in the loss; 0 for a pair that only fills the batch
 
 
 def default_config() -> ConfigDict:
@@ -130,8 +119,10 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         out_shardings=rows,
     )
 
-    def place(pairs: Sequence[TokenPair], reference: np.ndarray) -> Batch:
-        return jax.device_put(fill(pairs, reference, config.pairs, length), rows)
+    def place(pairs: Sequence[TokenPair], reference: np.ndarray) -> ResponseBatch:
+        return jax.device_put(
+            comparisons.fill_responses(pairs, reference, config.pairs, length), rows
+        )
 
     def of_pairs(params: Any, pairs: Sequence[TokenPair]) -> np.ndarray:
         """Log-probabilities [n, 2] of the responses."""
@@ -280,23 +271,9 @@ def paths(inputs: Mapping[str, Any], role: str) -> list[Path]:
     return [Path(path) for path in (value if isinstance(value, list | tuple) else [value])]
 
 
-def fill(pairs: Sequence[TokenPair], reference: np.ndarray, num_pairs: int, length: int) -> Batch:
-    """Pairs and their reference log-probabilities [n, 2] as arrays of B = `num_pairs`."""
-    from cai_jax.data.comparisons import fill_pairs
-
-    batch = fill_pairs(pairs, num_pairs, length)
-    response, of_reference = batch.mask > 0, np.zeros((num_pairs, 2), np.float32)
-    of_reference[: len(pairs)] = reference
-    for row, pair in enumerate(pairs):
-        for side, text in enumerate((pair.a, pair.b)):
-            start = length - len(text)
-            response[row, side, : start + pair.shared] = False
-    return Batch(batch.tokens, batch.mask, response, of_reference, batch.p_a, batch.weights)
-
-
 def make_step(
     model_config: ModelConfig, optimizer: Any, config: ConfigDict
-) -> Callable[[Any, Any, Batch], tuple[Any, dict[str, jax.Array]]]:
+) -> Callable[[Any, Any, ResponseBatch], tuple[Any, dict[str, jax.Array]]]:
     """The pure update: step(state, frozen, batch) -> (state, metrics), summed over pairs."""
     import jax.numpy as jnp
     import optax
@@ -306,7 +283,14 @@ def make_step(
 
     def loss_and_sums(params, batch):
         policy, reference = response_logprobs(params, model_config, batch), batch.reference
-        of_pairs = losses.dpo(*policy.T, *reference.T, batch.p_a, beta=config.beta)
+        of_pairs = losses.dpo(
+            policy[:, 0],
+            policy[:, 1],
+            reference[:, 0],
+            reference[:, 1],
+            batch.p_a,
+            beta=config.beta,
+        )
         rewards = config.beta * (policy - reference)
         preferred = jnp.sign(batch.p_a - 0.5) * (rewards[:, 0] - rewards[:, 1])
         # A label of exactly a half has no better response.
@@ -336,7 +320,7 @@ def make_step(
     return step
 
 
-def response_logprobs(params: Any, config: ModelConfig, batch: Batch) -> jax.Array:
+def response_logprobs(params: Any, config: ModelConfig, batch: ResponseBatch) -> jax.Array:
     """Log-probabilities (nats) of the responses [B, 2], summed over their tokens and their end."""
     import jax.numpy as jnp
 

@@ -44,7 +44,7 @@ CLASSES = {
 # The richest case of each family.
 ONE_EACH = {name.split(":")[0]: case for name, case in reversed(CASES.items())}
 PROMPTS = [np.random.default_rng(i).integers(3, 71, n).tolist() for i, n in enumerate((9, 2, 6, 1))]
-TOKENIZER = SimpleNamespace(bos_id=None, eos_id=None, pad_id=0, decode=lambda ids: "")
+TOKENIZER = SimpleNamespace(bos_id=None, eos_id=None, pad_id=0, stops=(), decode=lambda ids: "")
 
 
 def load(folder) -> LanguageModel:
