@@ -49,6 +49,7 @@ def default_config() -> ConfigDict:
     config.epochs = 1
     config.pairs = 32  # comparisons in a batch, which is an update: twice as many texts
     config.accumulate = 1  # parts of a batch, one after the other: less memory, the same update
+    config.dialogue_format = "plain"  # "\n\nHuman: ..."; or "chat", the model's own template
     config.sequence_length = 160  # tokens of dialogue, response and end, at most
     # Pairs that are longer: "truncate" (the beginning of the dialogue), "drop" or "refuse".
     config.on_long = "truncate"
@@ -87,12 +88,14 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.data.bad_records import BadRecords
     from cai_jax.models import peft_adapter
     from cai_jax.models.language_model import LanguageModel
-    from cai_jax.text.dialogue import render
+    from cai_jax.text.formats import dialogue_format
 
     check(config, inputs)
     device_mesh = mesh.make_mesh(config.mesh)
     check_divides(config, sharding.batch_parts(device_mesh))
     model = checkpoints.load_model(inputs["model"], device_mesh)
+    model = checkpoints.in_format(model, config.dialogue_format)
+    render = dialogue_format(config.dialogue_format).dialogue
     if "score_head" in model.params:
         raise InputError("model: expected a language model, found a preference model")
     longest = min(config.sequence_length, model.config.max_positions)
@@ -222,7 +225,9 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
             the devices.
     """
     from cai_jax.data.packing import ON_LONG
+    from cai_jax.text.formats import dialogue_format
 
+    dialogue_format(config.dialogue_format)
     for role in ("model", "comparisons"):
         if not inputs.get(role):
             raise InputError(f"inputs: expected model and comparisons, found no {role}")
