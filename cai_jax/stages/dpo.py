@@ -320,8 +320,8 @@ def make_step(
     return step
 
 
-def response_logprobs(params: Any, config: ModelConfig, batch: ResponseBatch) -> jax.Array:
-    """Log-probabilities (nats) of the responses [B, 2], summed over their tokens and their end."""
+def response_logprobs(params: Any, config: ModelConfig, batch: Any) -> jax.Array:
+    """Log-probabilities (nats) [B, 2] of the responses of a ResponseBatch, their ends included."""
     import jax.numpy as jnp
 
     from cai_jax.algorithms import losses
