@@ -9,6 +9,7 @@ step kept after iteration 40. A step holds its model in `model/`:
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import re
 import typing
@@ -247,13 +248,18 @@ def _from_hub(name: str) -> Path:
     """A model of the hub, downloaded; of the local cache, where the hub cannot be asked."""
     from huggingface_hub import snapshot_download
 
-    files = {"allow_patterns": list(HUB_FILES), "ignore_patterns": list(NOT_HUB_FILES)}
+    download = functools.partial(
+        snapshot_download,
+        name,
+        allow_patterns=list(HUB_FILES),
+        ignore_patterns=list(NOT_HUB_FILES),
+    )
     try:
-        return Path(snapshot_download(name, **files))
+        return Path(download())
     except Exception as error:  # the client has many error types; all mean the same here
         reason = str(error).strip().split("\n")[0]
     try:
-        return Path(snapshot_download(name, **files, local_files_only=True))
+        return Path(download(local_files_only=True))
     except Exception:
         raise InputError(
             f"{name}: no such folder here, and not readable as an id of the hub, of which there is "

@@ -32,6 +32,7 @@ from cai_jax.stages import load_stage
 
 STEPS = ("finetune", "preference", "ppo", "decode")
 SAMPLING = ("compare", "critique_revise", "red_team", "evaluate")  # kinds that decode, by choice
+MODELS = ("model", "helpful_model")  # keys of a config that name one
 BATCH = {
     "finetune": "rows",
     "preference": "pairs",
@@ -115,6 +116,10 @@ def read(config: ConfigDict, name: str) -> Asked:
     Raises:
         InputError: the config has none, or the shape of a model is not known.
     """
+    for key in config:
+        # What a config leaves to the command line and is no model is data, which nothing reads.
+        if config[key] == "" and key not in ("hardware", *MODELS):
+            config[key] = "data.jsonl"
     steps = read_steps(config, load_stage)
     found = next((step for step in steps if step.name == name), None)
     wanted = SAMPLING if name == "decode" else (name,)

@@ -1,7 +1,7 @@
 """From scores and KL to advantages: what PPO learns from (Schulman et al. 2016, 2017).
 
-Arrays are [B, T]: B responses, T token positions, counted from the first token of the response. A
-mask is True for the tokens of a response, which begin at position 0 and have no gap.
+Arrays are [B, T]: B responses, T token positions. A mask is True (or not 0) for the tokens of a
+response; a position that is masked out, wherever it stands, might as well not be there.
 """
 
 import jax
@@ -34,7 +34,7 @@ def kl_estimate(logp: jax.Array, ref_logp: jax.Array, *, kind: str) -> jax.Array
     Raises:
         InputError: another kind.
     """
-    log_ratio = logp.astype(jnp.float32) - ref_logp.astype(jnp.float32)
+    log_ratio = jnp.asarray(logp, jnp.float32) - jnp.asarray(ref_logp, jnp.float32)
     if kind == "k1":
         return log_ratio
     if kind == "k3":
@@ -71,14 +71,16 @@ def kl_shaped_rewards(
     Raises:
         InputError: another kind.
     """
-    last = last_tokens(mask)
+    last, scores = last_tokens(mask), jnp.asarray(scores, jnp.float32)
     penalties = -kl_coef * kl_estimate(logp, ref_logp, kind=kind)
-    return jnp.where(mask, penalties + jnp.where(last, scores.astype(jnp.float32)[:, None], 0), 0)
+    return jnp.where(mask, penalties + jnp.where(last, scores[:, None], 0), 0)
 
 
 def last_tokens(mask: jax.Array) -> jax.Array:
     """[B, T] True at the last token of each response."""
-    return mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+    mask = jnp.asarray(mask, bool)
+    remaining = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]
+    return mask & (remaining == 1)
 
 
 def others_mean(scores: jax.Array, samples: int) -> jax.Array:
@@ -132,17 +134,25 @@ def gae(
         (advantages, returns) [B, T] float32, 0 where masked. Returns, the targets of the values,
         are advantages + values.
     """
+    mask = jnp.asarray(mask, bool)
     rewards, values = (jnp.where(mask, x, 0).astype(jnp.float32) for x in (rewards, values))
-    following = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
-    deltas = rewards + gamma * following - values
+    nothing = jnp.zeros_like(values[:, 0])
 
-    def step(later, delta):
+    def pass_on(later, column):
+        value, present = column
+        return jnp.where(present, value, later), later
+
+    _, following = lax.scan(pass_on, nothing, (values.T, mask.T), reverse=True)
+    deltas = rewards + gamma * following.T - values
+
+    def step(later, column):
+        delta, present = column
         advantage = delta + gamma * lam * later
-        return advantage, advantage
+        return jnp.where(present, advantage, later), advantage
 
-    # Behind the end of a row deltas are 0, so nothing enters it from there.
-    _, advantages = lax.scan(step, jnp.zeros_like(deltas[:, 0]), deltas.T, reverse=True)
-    return advantages.T, advantages.T + values
+    _, advantages = lax.scan(step, nothing, (deltas.T, mask.T), reverse=True)
+    advantages = jnp.where(mask, advantages.T, 0)
+    return advantages, advantages + values
 
 
 def whiten(x: jax.Array, mask: jax.Array, *, shift_mean: bool = True) -> jax.Array:

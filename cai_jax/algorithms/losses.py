@@ -89,7 +89,7 @@ def bradley_terry(score_a: jax.Array, score_b: jax.Array, p_a: jax.Array) -> jax
     Returns:
         [B] float32, in nats. A label outside [0, 1] has no meaning and is not looked for.
     """
-    margins = score_a.astype(jnp.float32) - score_b.astype(jnp.float32)
+    margins = jnp.asarray(score_a, jnp.float32) - jnp.asarray(score_b, jnp.float32)
     return -(p_a * jax.nn.log_sigmoid(margins) + (1 - p_a) * jax.nn.log_sigmoid(-margins))
 
 

@@ -55,6 +55,17 @@ class SharedBatch(NamedTuple):
     weights: np.ndarray  # float32 [B]
 
 
+class ResponseBatch(NamedTuple):
+    """A `PairBatch` whose responses are told from their prompts, for a policy to learn them."""
+
+    tokens: np.ndarray  # int32 [B, 2, T]
+    mask: np.ndarray  # int32 [B, 2, T]: 1 for a token
+    response: np.ndarray  # bool [B, 2, T]: True for the tokens that follow the prompt
+    reference: np.ndarray  # float32 [B, 2]: log-probabilities of the responses by the reference
+    p_a: np.ndarray  # float32 [B]
+    weights: np.ndarray  # float32 [B]: in the loss; 0 for a pair that only fills the batch
+
+
 def fit_pairs(
     records: Sequence[Comparison],
     tokenizer: TextTokenizer,
@@ -123,6 +134,19 @@ def fill_pairs(pairs: Sequence[TokenPair], num_pairs: int, length: int) -> PairB
             mask[row, side, length - len(text) :] = 1
         p_a[row], weights[row] = pair.p_a, pair.weight
     return PairBatch(tokens, mask, p_a, weights)
+
+
+def fill_responses(
+    pairs: Sequence[TokenPair], reference: np.ndarray, num_pairs: int, length: int
+) -> ResponseBatch:
+    """`fill_pairs`, with the reference's log-probabilities [n, 2] of the n pairs."""
+    batch = fill_pairs(pairs, num_pairs, length)
+    response, of_reference = batch.mask > 0, np.zeros((num_pairs, 2), np.float32)
+    of_reference[: len(pairs)] = reference
+    for row, pair in enumerate(pairs):
+        for side, text in enumerate((pair.a, pair.b)):
+            response[row, side, : length - len(text) + pair.shared] = False
+    return ResponseBatch(batch.tokens, batch.mask, response, of_reference, batch.p_a, batch.weights)
 
 
 def longer_length(pair: TokenPair) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,13 +22,14 @@ class Thinking(NamedTuple):
     """How reasoning is sampled, and what the prompt is with it.
 
     `keys` are as `generate` takes them; `cut` takes from a completion what counts as reasoning;
-    `lay_out` gives the text in front of the answer, from a prompt's number and its reasoning.
+    `lay_out` gives what stands in front of the answer (a text, or turns of a chat), from a
+    prompt's number and its reasoning.
     """
 
     settings: SamplingSettings
     keys: generate.Keys
     cut: Callable[[str], str]
-    lay_out: Callable[[int, str], str]
+    lay_out: Callable[[int, str], Any]
 
 
 class Answer(NamedTuple):

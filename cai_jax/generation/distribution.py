@@ -61,7 +61,9 @@ def draw(logits: jax.Array, uniform: jax.Array, filters: Filter, mode: Mode) -> 
     highest = jnp.max(logits, axis=-1, keepdims=True)
     below = highest - logits  # [B, V], >= 0
     partition = jnp.sum(jnp.exp(-below), axis=-1)
-    token = _first(below == 0)
+    # Not the first that equals the highest: XLA may compute logits again for each use, round the
+    # tanh of a soft cap another way each time, and find none.
+    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     tempered = jnp.zeros_like(partition)
     if mode != "greedy":
         temperature = jnp.broadcast_to(filters.temperature, uniform.shape)

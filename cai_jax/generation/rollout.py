@@ -142,6 +142,45 @@ def make_rollout(
     return respond
 
 
+def make_evaluate(
+    token_logprobs: Callable[..., jax.Array],
+    policy_config: ModelConfig,
+    value_config: ModelConfig | None,
+    length: int,
+) -> Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """The pure function (params, tokens [B, T], mask) -> log-probabilities and values [B, R].
+
+    They are of the last R tokens, the values before these. `params` have the policy's under
+    "policy", and under "value" those of a preference model, a score head alone, or nothing, for
+    values of 0. A head reads the policy's hidden states and does not shape them: in a small model
+    the errors of the first values, far larger than any advantage, would undo what it can say.
+
+    Args:
+        token_logprobs: (hidden [B, R, D], unembedding [D, V], targets [B, R], soft_cap=) -> [B, R].
+        policy_config: the policy's shape.
+        value_config: of a value model of its own; None: a head.
+        length: R.
+    """
+
+    def evaluate(params: Any, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        hidden = response_states(params["policy"], policy_config, tokens, mask, length)
+        logprobs = token_logprobs(
+            hidden,
+            transformer.unembedding(params["policy"], policy_config),
+            tokens[:, -length:],
+            soft_cap=policy_config.logits_soft_cap,
+        )
+        if "value" not in params:
+            return logprobs, jnp.zeros_like(logprobs)
+        if value_config is None:
+            before = jax.lax.stop_gradient(hidden)
+        else:
+            before = response_states(params["value"], value_config, tokens, mask, length)
+        return logprobs, transformer.scores(params["value"], before)
+
+    return evaluate
+
+
 def response_states(
     params: Params, config: ModelConfig, tokens: jax.Array, mask: jax.Array, length: int
 ) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.layers import norm_scale, normalize
+from cai_jax.models.layers import norm_scale, normalize, with_adapter
 from cai_jax.models.rotary import rotate
 
 MASKED = -1e30  # added to the attention logits of what may not be seen; finite, so no NaN arises
@@ -41,6 +41,10 @@ class Attention(nn.Module):
         queries = jnp.einsum("btd,dnh->bnth", x, query_kernel)
         keys = jnp.einsum("bsd,dkh->bksh", x, key_kernel)
         values = jnp.einsum("bsd,dkh->bksh", x, value_kernel)
+        into_heads = "btd,dr->btr", "btr,rnh->bnth"
+        queries = with_adapter(self, "query", x, queries, *into_heads)
+        keys = with_adapter(self, "key", x, keys, *into_heads)
+        values = with_adapter(self, "value", x, values, *into_heads)
         if c.qkv_bias:
             queries += self._bias("query_bias", (c.heads, c.head_dim))[:, None]
             keys += self._bias("key_bias", (c.kv_heads, c.head_dim))[:, None]
@@ -76,10 +80,11 @@ class Attention(nn.Module):
         weights = weights.reshape(batch, c.kv_heads, c.groups * length, -1)
         attended = jnp.einsum("bkts,bksh->bkth", weights, values)
         attended = attended.reshape(batch, c.heads, length, c.head_dim)
-        attended = jnp.einsum("bnth,nhd->btd", attended, out_kernel)
+        made = jnp.einsum("bnth,nhd->btd", attended, out_kernel)
+        made = with_adapter(self, "out", attended, made, "bnth,nhr->btr", "btr,rd->btd")
         if c.out_bias:
-            attended += self._bias("out_bias", (c.width,))
-        return attended, state
+            made += self._bias("out_bias", (c.width,))
+        return made, state
 
     def _array(self, name: str, init: Any, shape: tuple[int, ...]) -> jax.Array:
         return self.param(name, init, shape, jnp.float32).astype(self.config.dtype)

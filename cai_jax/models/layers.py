@@ -21,6 +21,27 @@ ACTIVATIONS: dict[str, Any] = {
 }
 
 
+def with_adapter(
+    module: nn.Module, name: str, x: jax.Array, product: jax.Array, into: str, out_of: str
+) -> jax.Array:
+    """The product of `x` with the projection `name`, and LoRA's share of it where there is one.
+
+    Args:
+        module: whose params may have "<name>_adapter" beside the projection (models/lora.py).
+        name: of the projection.
+        x: what it is applied to.
+        product: what came out, without the adapter.
+        into: einsum of x and the factor a, to [B, T, R].
+        out_of: einsum of that and the factor b, to the shape of `product`.
+    """
+    key = f"{name}_adapter"
+    if not module.has_variable("params", key):
+        return product
+    factors: Any = module.get_variable("params", key)
+    a, b = (factors[side].astype(x.dtype) for side in ("a", "b"))
+    return product + jnp.einsum(out_of, jnp.einsum(into, x, a), b)
+
+
 class Embedder(nn.Module):
     """Token embeddings [V, D]."""
 
@@ -129,11 +150,15 @@ class MLP(nn.Module):
             gate = self.param("gate", into, (c.width, c.hidden), jnp.float32).astype(c.dtype)
         up = self.param("up", into, (c.width, c.hidden), jnp.float32).astype(c.dtype)
         down = self.param("down", out_of, (c.hidden, c.width), jnp.float32).astype(c.dtype)
+        into_hidden = "btd,dr->btr", "btr,rf->btf"
+        upwards = with_adapter(self, "up", x, x @ up, *into_hidden)
         if c.gated:
-            inside = act(self._biased(x @ gate, "gate_bias")) * self._biased(x @ up, "up_bias")
+            gates = with_adapter(self, "gate", x, x @ gate, *into_hidden)
+            inside = act(self._biased(gates, "gate_bias")) * self._biased(upwards, "up_bias")
         else:
-            inside = act(self._biased(x @ up, "up_bias"))
-        return self._biased(inside @ down, "down_bias")
+            inside = act(self._biased(upwards, "up_bias"))
+        made = with_adapter(self, "down", inside, inside @ down, "btf,fr->btr", "btr,rd->btd")
+        return self._biased(made, "down_bias")
 
     def _biased(self, x: jax.Array, name: str) -> jax.Array:
         if not self.config.mlp_bias:

@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2022): a projection W is trained as W + (alpha / rank) A B, of which W stays.
 
 The factors lie beside the frozen parameters: {"adapter": {"layers": {..., "query": {"a", "b"}}}},
-a [L, input axes..., R] and b [L, R, output axes...]. They enter where the parameters are used, as
-a sum, so that the model which is trained is to the bit the merged one that is saved.
+a [L, input axes..., R] and b [L, R, output axes...]. While they are trained the model computes
+x W + scale (x A) B, which needs no gradient of W, nor room for one; what is saved is the sum.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 from cai_jax.errors import InputError
 
 if typing.TYPE_CHECKING:
+    from collections.abc import Callable
+
     import jax
 
 # The projections by name, and how many of their axes, which come first, are input: D, or N and H.
@@ -91,30 +93,53 @@ def split(params: Params, config: ConfigDict, key: jax.Array) -> tuple[Params, P
 
 
 def joined(trained: Params, frozen: Params | None, config: ConfigDict) -> Params:
-    """The parameters of the model, from what `split` took apart; differentiable in `trained`."""
+    """What the model computes with, from what `split` took apart; differentiable in `trained`.
+
+    The factors stand beside their projection, as "<name>_adapter", b with the scale in it.
+    """
     if frozen is None:
         return trained
     scale = config.alpha / config.rank
 
-    def add(params: Any, adapter: Any) -> Any:
-        if set(adapter) == {"a", "b"}:
-            return params + scale * product(adapter, params.shape)
-        return {
-            name: add(value, adapter[name]) if name in adapter else value
-            for name, value in params.items()
-        }
+    def beside(name: str, value: Any, factors: Any) -> Params:
+        return {name: value, f"{name}_adapter": {"a": factors["a"], "b": scale * factors["b"]}}
 
-    whole = {name: value for name, value in trained.items() if name != ADAPTER}
-    return {**add(frozen, trained[ADAPTER]), **whole}
+    return _with_factors(trained, frozen, beside)
 
 
 def merged(trained: Params, frozen: Params | None, config: ConfigDict) -> Params:
-    """`joined`, outside of any jit: as arrays on their devices."""
+    """The parameters of the model without any adapter: each projection with its product added."""
     import jax
 
     if frozen is None:
         return trained
-    return jax.jit(lambda trained, frozen: joined(trained, frozen, config))(trained, frozen)
+    scale = config.alpha / config.rank
+
+    def added(name: str, value: Any, factors: Any) -> Params:
+        return {name: value + scale * product(factors, value.shape)}
+
+    return jax.jit(lambda trained, frozen: _with_factors(trained, frozen, added))(trained, frozen)
+
+
+def _with_factors(
+    trained: Params, frozen: Params, combine: Callable[[str, Any, Any], Params]
+) -> Params:
+    """The tree of all parameters, with `combine(name, value, factors)` for each projection."""
+
+    def walk(params: Params, adapter: Params) -> Params:
+        found: Params = {}
+        for name, value in params.items():
+            factors = adapter.get(name)
+            if factors is None:
+                found[name] = value
+            elif isinstance(value, dict):
+                found[name] = walk(value, factors)
+            else:
+                found |= combine(name, value, factors)
+        return found
+
+    whole = {name: value for name, value in trained.items() if name != ADAPTER}
+    return {**walk(frozen, trained[ADAPTER]), **whole}
 
 
 def product(factors: dict[str, Any], shape: tuple[int, ...]) -> jax.Array:

@@ -181,7 +181,24 @@ def _leaves(folder: Path) -> tuple[ModelConfig, list[_Leaf]]:
             f"{folder}: tensor {unknown[0]}: not part of a model with this config.json "
             f"({len(unknown)} such); the model would compute something else"
         )
+    second = stored.get(families.unembedder_name(config))
+    if second and config.tied_embeddings and not preference_model:
+        embedding = next(leaf for leaf in leaves if leaf.path == ("embedder", "embedding"))
+        _check_equal(embedding.stored[0], second, folder)
     return config, leaves
+
+
+def _check_equal(embedding: Stored, second: Stored, folder: Path) -> None:
+    """Refuses a second unembedding that is another one: transformers 5 uses it, and 4 does not."""
+    rows = range(0, embedding.shape[0], 1024)
+    first, other = embedding.mapped(), second.mapped()
+    if embedding.shape != second.shape or not all(
+        np.array_equal(first[row : row + 1024], other[row : row + 1024]) for row in rows
+    ):
+        raise InputError(
+            f"{folder}: tie_word_embeddings: expected false beside an unembedding that is not the "
+            "embedding, found true; say false in config.json, or remove that tensor"
+        )
 
 
 def _checked(

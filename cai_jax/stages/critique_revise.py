@@ -336,9 +336,9 @@ def prompts_that_fit(
         principles = constitution.principles
         critique = config.max_critique_tokens if config.critique else 0
         # A chat template may refuse what no human begins, and texts that are empty.
-        begun, text = ((), "")
-        if config.dialogue_format == "chat":
-            begun, text = (Turn("human", "a"),), "a"
+        chat = config.dialogue_format == "chat"
+        begun = (Turn("human", "a"),) if chat else ()
+        text = "a" if chat else ""
         if config.critique:
             frames = [asked.revision(begun, text, text, p) for p in principles]
         else:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -28,22 +28,11 @@ if typing.TYPE_CHECKING:
     import jax
 
     from cai_jax.data.comparison_sources import Source
-    from cai_jax.data.comparisons import TokenPair
+    from cai_jax.data.comparisons import ResponseBatch, TokenPair
     from cai_jax.models.config import ModelConfig
 
 ADAPTER = "adapter"  # the step's folder for LoRA's factors
 MEASURES = ("n", "accuracy", "log_loss", "label_entropy", "mean_margin")
-
-
-class Batch(NamedTuple):
-    """B pairs; side 0 is response A, and texts are padded on the left."""
-
-    tokens: Any  # int32 [B, 2, T]
-    mask: Any  # int32 [B, 2, T]: 1 for a token
-    response: Any  # bool [B, 2, T]: True for the tokens that follow the prompt
-    reference: Any  # float32 [B, 2]: log-probabilities of the responses under the reference
-    p_a: Any  # float32 [B]
-    weights: Any  # float32 [B]: in the loss; 0 for a pair that only fills the batch
 
 
 def default_config() -> ConfigDict:
@@ -60,6 +49,7 @@ def default_config() -> ConfigDict:
     config.epochs = 1
     config.pairs = 32  # comparisons in a batch, which is an update: twice as many texts
     config.accumulate = 1  # parts of a batch, one after the other: less memory, the same update
+    config.dialogue_format = "plain"  # "\n\nHuman: ..."; or "chat", the model's own template
     config.sequence_length = 160  # tokens of dialogue, response and end, at most
     # Pairs that are longer: "truncate" (the beginning of the dialogue), "drop" or "refuse".
     config.on_long = "truncate"
@@ -98,12 +88,14 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.data.bad_records import BadRecords
     from cai_jax.models import peft_adapter
     from cai_jax.models.language_model import LanguageModel
-    from cai_jax.text.dialogue import render
+    from cai_jax.text.formats import dialogue_format
 
     check(config, inputs)
     device_mesh = mesh.make_mesh(config.mesh)
     check_divides(config, sharding.batch_parts(device_mesh))
     model = checkpoints.load_model(inputs["model"], device_mesh)
+    model = checkpoints.in_format(model, config.dialogue_format)
+    render = dialogue_format(config.dialogue_format).dialogue
     if "score_head" in model.params:
         raise InputError("model: expected a language model, found a preference model")
     longest = min(config.sequence_length, model.config.max_positions)
@@ -127,8 +119,10 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         out_shardings=rows,
     )
 
-    def place(pairs: Sequence[TokenPair], reference: np.ndarray) -> Batch:
-        return jax.device_put(fill(pairs, reference, config.pairs, length), rows)
+    def place(pairs: Sequence[TokenPair], reference: np.ndarray) -> ResponseBatch:
+        return jax.device_put(
+            comparisons.fill_responses(pairs, reference, config.pairs, length), rows
+        )
 
     def of_pairs(params: Any, pairs: Sequence[TokenPair]) -> np.ndarray:
         """Log-probabilities [n, 2] of the responses."""
@@ -231,7 +225,9 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
             the devices.
     """
     from cai_jax.data.packing import ON_LONG
+    from cai_jax.text.formats import dialogue_format
 
+    dialogue_format(config.dialogue_format)
     for role in ("model", "comparisons"):
         if not inputs.get(role):
             raise InputError(f"inputs: expected model and comparisons, found no {role}")
@@ -275,23 +271,9 @@ def paths(inputs: Mapping[str, Any], role: str) -> list[Path]:
     return [Path(path) for path in (value if isinstance(value, list | tuple) else [value])]
 
 
-def fill(pairs: Sequence[TokenPair], reference: np.ndarray, num_pairs: int, length: int) -> Batch:
-    """Pairs and their reference log-probabilities [n, 2] as arrays of B = `num_pairs`."""
-    from cai_jax.data.comparisons import fill_pairs
-
-    batch = fill_pairs(pairs, num_pairs, length)
-    response, of_reference = batch.mask > 0, np.zeros((num_pairs, 2), np.float32)
-    of_reference[: len(pairs)] = reference
-    for row, pair in enumerate(pairs):
-        for side, text in enumerate((pair.a, pair.b)):
-            start = length - len(text)
-            response[row, side, : start + pair.shared] = False
-    return Batch(batch.tokens, batch.mask, response, of_reference, batch.p_a, batch.weights)
-
-
 def make_step(
     model_config: ModelConfig, optimizer: Any, config: ConfigDict
-) -> Callable[[Any, Any, Batch], tuple[Any, dict[str, jax.Array]]]:
+) -> Callable[[Any, Any, ResponseBatch], tuple[Any, dict[str, jax.Array]]]:
     """The pure update: step(state, frozen, batch) -> (state, metrics), summed over pairs."""
     import jax.numpy as jnp
     import optax
@@ -301,7 +283,14 @@ def make_step(
 
     def loss_and_sums(params, batch):
         policy, reference = response_logprobs(params, model_config, batch), batch.reference
-        of_pairs = losses.dpo(*policy.T, *reference.T, batch.p_a, beta=config.beta)
+        of_pairs = losses.dpo(
+            policy[:, 0],
+            policy[:, 1],
+            reference[:, 0],
+            reference[:, 1],
+            batch.p_a,
+            beta=config.beta,
+        )
         rewards = config.beta * (policy - reference)
         preferred = jnp.sign(batch.p_a - 0.5) * (rewards[:, 0] - rewards[:, 1])
         # A label of exactly a half has no better response.
@@ -331,8 +320,8 @@ def make_step(
     return step
 
 
-def response_logprobs(params: Any, config: ModelConfig, batch: Batch) -> jax.Array:
-    """Log-probabilities (nats) of the responses [B, 2], summed over their tokens and their end."""
+def response_logprobs(params: Any, config: ModelConfig, batch: Any) -> jax.Array:
+    """Log-probabilities (nats) [B, 2] of the responses of a ResponseBatch, their ends included."""
     import jax.numpy as jnp
 
     from cai_jax.algorithms import losses

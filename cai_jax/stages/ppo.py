@@ -328,41 +328,22 @@ def compiled(
 def make_evaluate(
     config: ConfigDict, policy_config: ModelConfig, preference_config: ModelConfig
 ) -> Callable[[Any, Any, Any], tuple[jax.Array, jax.Array]]:
-    """The pure function (params, tokens [B, T], mask) -> log-probabilities and values [B, R].
+    """The pure function (params, tokens [B, T], mask) -> log-probabilities and values [B, R]."""
+    from cai_jax.algorithms.losses import token_logprobs
+    from cai_jax.generation import rollout
+    from cai_jax.models.transformer import loss_positions
 
-    They are of the last R tokens, the values before these. A value head reads the policy's hidden
-    states and does not shape them: in a small model the errors of the first values, far larger than
-    any advantage, would undo what it can say.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    from cai_jax.algorithms import losses
-    from cai_jax.generation.rollout import response_states
-    from cai_jax.models import transformer
-
-    length = config.max_new_tokens
-
-    def evaluate(params: Any, tokens: Any, mask: Any) -> tuple[jax.Array, jax.Array]:
-        hidden = response_states(params["policy"], policy_config, tokens, mask, length)
-        unembed = transformer.unembedding(params["policy"], policy_config)
-        logprobs = losses.token_logprobs(
-            hidden,
-            unembed,
-            tokens[:, -length:],
-            soft_cap=policy_config.logits_soft_cap,
+    own = config.value_model == "preference_model"
+    return rollout.make_evaluate(
+        functools.partial(
+            token_logprobs,
             temperature=config.temperature,
-            positions=transformer.loss_positions(policy_config),
-        )
-        if "value" not in params:
-            return logprobs, jnp.zeros_like(logprobs)
-        if config.value_model == "policy_trunk":
-            before = jax.lax.stop_gradient(hidden)
-        else:
-            before = response_states(params["value"], preference_config, tokens, mask, length)
-        return logprobs, transformer.scores(params["value"], before)
-
-    return evaluate
+            positions=loss_positions(policy_config),
+        ),
+        policy_config,
+        preference_config if own else None,
+        config.max_new_tokens,
+    )
 
 
 def plan(config: ConfigDict, planned: dict[str, Any]) -> dict[str, Any]:

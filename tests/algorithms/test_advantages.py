@@ -185,6 +185,24 @@ def test_masked_positions_might_as_well_not_be_there():
         np.testing.assert_allclose(alone[1][0], returns[row, :length], atol=1e-6)
         reward = rewards_of(scores[row : row + 1], cut[3], cut[2], 0.1)
         np.testing.assert_allclose(reward[0], shaped[row, :length], atol=1e-6)
+    # Anywhere in a row, with masks of numbers too.
+    rng = np.random.default_rng(1)
+    holes = (rng.random((6, 9)) < 0.6).astype(np.float32)
+    holes[:, rng.integers(9)] = 1
+    values, rewards, log_ratio = rng.normal(size=(3, 6, 9)).astype(np.float32)
+    scores = rng.normal(size=6).astype(np.float32)
+    found = (*gae(rewards, values, holes, gamma=0.9, lam=0.95),)
+    found += (rewards_of(scores, log_ratio, holes, 0.1),)
+    for row in range(6):
+        there = holes[row] > 0
+        cut = [x[row : row + 1, there] for x in (rewards, values, log_ratio)]
+        whole = np.ones_like(cut[0], bool)
+        alone = (*gae(*cut[:2], whole, gamma=0.9, lam=0.95),)
+        alone += (rewards_of(scores[row : row + 1], cut[2], whole, 0.1),)
+        for one, other in zip(alone, found):
+            np.testing.assert_allclose(one[0], np.asarray(other)[row, there], atol=1e-6)
+            assert not np.asarray(other)[row, ~there].any()
+    _, _, values, rewards, mask = example()
     flat = np.asarray(rewards[mask])[None]
     np.testing.assert_allclose(
         whiten(flat, np.ones_like(flat, bool))[0], whiten(rewards, mask)[mask], atol=1e-5

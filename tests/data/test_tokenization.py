@@ -70,6 +70,21 @@ def test_any_text_comes_back_and_no_text_becomes_a_control_token(of_bytes, text)
     assert len(ids) == len(text.encode())
 
 
+fragments = (
+    st.sampled_from([*CONTROL, "<unk>", " the", "\n\nHuman:", " (A)", "<", "s>"]) | st.text()
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pieces=st.lists(fragments, max_size=6), seed=st.integers(0, 99))
+def test_no_text_becomes_a_control_token_of_the_world_and_its_own_comes_back(
+    of_words, pieces, seed
+):
+    assert not {of_words.eos_id, of_words.pad_id} & set(of_words.encode("".join(pieces)))
+    spoken = "".join(piece.text for piece in corpus.draw_pieces(random.Random(seed)))
+    assert of_words.decode(of_words.encode(spoken)) == spoken
+
+
 @pytest.mark.parametrize("text", [*CONTROL, "a</s>b", "</s>\n\nHuman: <s>", "<pad><pad>"])
 def test_a_control_token_that_somebody_writes_is_text(of_bytes, of_words, text):
     ids = of_bytes.encode(text)

@@ -16,7 +16,9 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from transformers import modeling_rope_utils
 
+from cai_jax import checkpoints
 from cai_jax.algorithms import losses
+from cai_jax.core import sharding
 from cai_jax.errors import InputError
 from cai_jax.generation.generate import generate
 from cai_jax.generation.preference import preference_scores
@@ -42,7 +44,7 @@ CLASSES = {
 # The richest case of each family.
 ONE_EACH = {name.split(":")[0]: case for name, case in reversed(CASES.items())}
 PROMPTS = [np.random.default_rng(i).integers(3, 71, n).tolist() for i, n in enumerate((9, 2, 6, 1))]
-TOKENIZER = SimpleNamespace(bos_id=None, eos_id=None, pad_id=0, decode=lambda ids: "")
+TOKENIZER = SimpleNamespace(bos_id=None, eos_id=None, pad_id=0, stops=(), decode=lambda ids: "")
 
 
 def load(folder) -> LanguageModel:
@@ -103,6 +105,23 @@ def test_a_round_trip_keeps_every_bit(tmp_path, kind, shape, preference_model):
     assert difference.abs().max() < 1e-5  # torch sums in another order where memory lies otherwise
     count = sum(leaf.size for leaf in leaves.values())
     assert count == sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_every_array_is_sharded_by_a_rule_of_its_rank(family):
+    config, _ = families.read_config(text_of_config(family), "here")
+    abstract = checkpoints.abstract_params(config, preference_model=True)
+    specs = {
+        sharding.array_name(path): (sharding.spec_for(sharding.array_name(path), leaf.shape), leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]
+    }
+    for name, (spec, leaf) in specs.items():
+        assert len(spec) <= leaf.ndim, name
+        # What has an axis of heads, hidden units or words is split over it.
+        whole = ("scale", "norm/bias", "down_bias", "out_bias", "position_embedder/embedding")
+        assert ("tensor" in spec) == (not name.endswith((*whole, "score_head/kernel"))), name
+    paths = {path for tensor in families.tensors(config, True) for path in tensor.paths}
+    assert {"/".join(path) for path in paths} == specs.keys()
 
 
 @pytest.mark.parametrize(("kind", "shape"), ONE_EACH.values(), ids=ONE_EACH)

@@ -54,7 +54,7 @@ def test_a_fresh_adapter_changes_nothing_and_has_pefts_scale(model):
     trained, frozen = lora.split(model.params, config, jax.random.key(0))
     assert set(trained) == {"adapter"} and frozen.keys() == model.params.keys()
     for same, first in zip(
-        jax.tree.leaves(lora.joined(trained, frozen, config)), jax.tree.leaves(model.params)
+        jax.tree.leaves(lora.merged(trained, frozen, config)), jax.tree.leaves(model.params)
     ):
         np.testing.assert_array_equal(same, first)
     factors = trained["adapter"]["layers"]["attention"]["out"]
@@ -72,7 +72,7 @@ def test_the_joined_weights_are_base_plus_scaled_product_of_the_targets_alone(mo
     config = group(rank=2, alpha=5.0, targets=("query", "out", "down"))
     trained, frozen = lora.split(model.params, config, jax.random.key(0))
     trained = with_random_b(trained)
-    joined = lora.joined(trained, frozen, config)
+    joined = lora.merged(trained, frozen, config)
     layers, base = joined["layers"], model.params["layers"]
     adapter = trained["adapter"]["layers"]
     for (block, name), axes in {
@@ -107,8 +107,8 @@ def test_full_rank_reaches_any_change_of_the_weights(model):
         factors["a"] = jnp.asarray(a.reshape(layers, *inputs, 16), jnp.float32)
         factors["b"] = jnp.asarray(b.reshape(layers, 16, *outputs) / 0.25, jnp.float32)
         lora.at(wanted, path[:-1])[path[-1]] = np.asarray(array) + change
-    joined = lora.joined(trained, frozen, config)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), joined, wanted)
+    merged = lora.merged(trained, frozen, config)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), merged, wanted)
 
 
 def test_gradients_are_those_of_the_full_weights_through_the_factors(model):
@@ -121,10 +121,13 @@ def test_gradients_are_those_of_the_full_weights_through_the_factors(model):
         hidden, _ = transformer.forward(params, model.config, tokens)
         return jnp.sum(jnp.sin(transformer.logits(params, model.config, hidden))), None
 
-    found, _ = summed_gradients(
-        lambda t, tokens: loss(lora.joined(t, frozen, config), tokens), trained, TOKENS, 1
-    )
-    full = jax.grad(lambda p: loss(p, TOKENS)[0])(lora.joined(trained, frozen, config))
+    found, _ = jax.jit(
+        lambda trained: summed_gradients(
+            lambda t, tokens: loss(lora.joined(t, frozen, config), tokens), trained, TOKENS, 1
+        )
+    )(trained)
+    merged = lora.merged(trained, frozen, config)
+    full = jax.jit(jax.grad(lambda params: loss(params, TOKENS)[0]))(merged)
     slope = np.asarray(full["layers"]["mlp"]["up"])
     factors = trained["adapter"]["layers"]["mlp"]["up"]
     assert jax.tree.structure(found) == jax.tree.structure(trained)
@@ -142,7 +145,7 @@ def test_a_preference_models_head_is_trained_whole(model):
     params = transformer.add_score_head(model.params, model.config)
     trained, frozen = lora.split(params, group(rank=1), jax.random.key(0))
     assert set(trained) == {"adapter", "score_head"} and "score_head" not in frozen
-    assert lora.joined(trained, frozen, group(rank=1)).keys() == params.keys()
+    assert lora.merged(trained, frozen, group(rank=1)).keys() == params.keys()
 
 
 @pytest.mark.parametrize(
@@ -234,20 +237,23 @@ def write_family(folder, name):
 
 
 def family_adapter(folder, name):
-    """An adapter of all projections of a family: (params as they are merged, config)."""
+    """An adapter of all projections of a family: params with it beside, and merged; the config."""
     write_family(folder / "base", name)
     model_config, params = weights.read_folder(folder / "base")
     config = group(rank=3, alpha=7.0)
     trained, frozen = lora.split(params, config, jax.random.key(0))
     trained = with_random_b(trained)
     peft_adapter.write(folder / "adapter", model_config, trained, config, "some/base")
-    return params, lora.joined(trained, frozen, config), model_config
+    return lora.joined(trained, frozen, config), lora.merged(trained, frozen, config), model_config
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_factors_in_the_file_make_the_merged_weights_in_the_file(name, tmp_path):
     """base + scale B A, module by module, is what the merged model's own folder has."""
-    _, merged, model_config = family_adapter(tmp_path, name)
+    beside, merged, model_config = family_adapter(tmp_path, name)
+    # What is trained computes what is saved.
+    hidden = [transformer.forward(params, model_config, TOKENS)[0] for params in (beside, merged)]
+    np.testing.assert_allclose(*hidden, atol=2e-4)
     (tmp_path / "merged").mkdir()
     weights.write_folder(tmp_path / "merged", model_config, merged)
     base, expected = (load_file(tmp_path / f / "model.safetensors") for f in ("base", "merged"))
@@ -296,7 +302,7 @@ def test_peft_computes_what_the_merged_model_does(model, folder, tmp_path, prefe
     trained, frozen = write_adapter(
         tmp_path / "adapter", model, config, preference_model=preference_model
     )
-    params = lora.joined(trained, frozen, config)
+    params = lora.merged(trained, frozen, config)
     if preference_model:
         base = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
     else:

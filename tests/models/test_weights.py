@@ -268,6 +268,10 @@ REFUSALS = {
         edit_tensors(lambda t: t.update({"model.extra": np.zeros(2, np.float32)})),
         "tensor model.extra: not part of a model with this config.json",
     ),
+    "tied to another unembedding": (
+        edit_tensors(lambda t: t.update({"lm_head.weight": np.ones((288, 16), np.float32)})),
+        "tie_word_embeddings: expected false beside an unembedding that is not the embedding",
+    ),
     "whole numbers": (
         edit_tensors(lambda t: t.update({"model.norm.weight": np.zeros(16, np.int8)})),
         "model.norm.weight: expected one of F64, F32, F16, BF16, found I8",
@@ -308,7 +312,7 @@ def test_what_carries_nothing_is_read_over(tmp_path, llama):
     edit_tensors(
         lambda t: t.update(
             {
-                "lm_head.weight": np.ones((288, 16), np.float32),
+                "lm_head.weight": t["model.embed_tokens.weight"].copy(),
                 "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32),
             }
         )

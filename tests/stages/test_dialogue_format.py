@@ -22,8 +22,19 @@ from cai_jax.data.schema import (
     write_records,
 )
 from cai_jax.errors import InputError
-from cai_jax.stages import compare, critique_revise, evaluate, feedback, finetune, ppo, preference
+from cai_jax.stages import (
+    compare,
+    critique_revise,
+    dpo,
+    evaluate,
+    feedback,
+    finetune,
+    ppo,
+    preference,
+)
 from cai_jax.text import formats
+
+STAGES = (compare, critique_revise, dpo, evaluate, feedback, finetune, ppo, preference)
 
 
 class Turns:
@@ -201,8 +212,9 @@ def test_comparisons_are_conversations(models):
     assert pair.b == [*chat_ids(model, "hi"), *model.tokenizer.encode("no"), 1]
 
 
-def test_a_preference_model_is_trained_on_conversations(tmp_path, models, monkeypatch):
-    """What the stage trains on is what `fit_pairs` makes in the chat format."""
+@pytest.mark.parametrize(("stage", "kind"), [(preference, "preference"), (dpo, "language")])
+def test_comparisons_are_trained_on_as_conversations(tmp_path, models, monkeypatch, stage, kind):
+    """What a stage trains on is what `fit_pairs` makes in the chat format."""
     record = Comparison("c", human("hi"), "yes", "no", p_a=1.0, source="human")
     write_records(tmp_path / "comparisons.jsonl", [record])
     seen = []
@@ -213,9 +225,9 @@ def test_a_preference_model_is_trained_on_conversations(tmp_path, models, monkey
 
     fit = comparisons.fit_pairs
     monkeypatch.setattr(comparisons, "fit_pairs", fit_pairs)
-    roles = {"model": models["preference"], "comparisons": tmp_path / "comparisons.jsonl"}
+    roles = {"model": models[kind], "comparisons": tmp_path / "comparisons.jsonl"}
     with pytest.raises(InterruptedError):
-        run_stage(preference, tmp_path / "step", roles, dialogue_format="chat")
+        run_stage(stage, tmp_path / "step", roles, dialogue_format="chat")
     model = checkpoints.load_model(models["preference"])
     [pair] = seen[0].pairs
     assert pair.a == [*chat_ids(model, "hi"), *model.tokenizer.encode("yes"), 1]
@@ -273,9 +285,7 @@ def test_a_model_without_a_template_is_refused_in_one_line(tmp_path, given):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "stage", [compare, critique_revise, evaluate, feedback, finetune, ppo, preference]
-)
+@pytest.mark.parametrize("stage", STAGES)
 def test_an_unknown_format_is_refused(stage):
     roles = {"model": "m", "data": "d", "comparisons": "c", "preference_model": "p"}
     roles |= {"prompts": "p", "constitution": "c", "models": {"m": "m"}}
@@ -285,5 +295,4 @@ def test_an_unknown_format_is_refused(stage):
 
 
 def test_by_default_text_is_plain():
-    stages = [compare, critique_revise, evaluate, feedback, finetune, ppo, preference]
-    assert {stage.default_config().dialogue_format for stage in stages} == {"plain"}
+    assert {stage.default_config().dialogue_format for stage in STAGES} == {"plain"}

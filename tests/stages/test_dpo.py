@@ -11,7 +11,7 @@ from cai_jax import checkpoints
 from cai_jax import run as runner
 from cai_jax.core import configuration
 from cai_jax.core.metrics import read_metrics
-from cai_jax.data.comparisons import TokenPair
+from cai_jax.data.comparisons import TokenPair, fill_responses
 from cai_jax.data.schema import Comparison, write_records
 from cai_jax.errors import InputError
 from cai_jax.generation.score import score
@@ -117,7 +117,7 @@ def test_same_seed_same_run(inputs, tmp_path):
 
 def test_what_is_scored_is_the_response_and_its_end():
     pairs = [TokenPair("x", [5, 6, 7, 8, 1], [5, 6, 9, 1], 0.3, shared=2)]
-    batch = dpo.fill(pairs, np.array([[-3.0, -2.0]]), 2, 6)
+    batch = fill_responses(pairs, np.array([[-3.0, -2.0]]), 2, 6)
     np.testing.assert_array_equal(batch.tokens[0], [[0, 5, 6, 7, 8, 1], [0, 0, 5, 6, 9, 1]])
     np.testing.assert_array_equal(batch.response[0], [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]])
     np.testing.assert_array_equal(batch.reference, [[-3, -2], [0, 0]])

@@ -40,6 +40,7 @@ __all__ = [
     "read_config",
     "tensors",
     "to_file",
+    "unembedder_name",
     "write_config",
 ]
 
@@ -85,6 +86,11 @@ def known_name(name: str, config: ModelConfig) -> str:
     if name == SCORE_HEAD or name.startswith(family.prefix):
         return name
     return family.prefix + name
+
+
+def unembedder_name(config: ModelConfig) -> str:
+    """The name of the unembedding, which tied models may have too, equal to their embedding."""
+    return FAMILIES[config.family].unembedder
 
 
 def is_ignored(name: str, config: ModelConfig) -> bool:
