@@ -37,7 +37,7 @@ def with_adapter(
     key = f"{name}_adapter"
     if not module.has_variable("params", key):
         return product
-    factors = module.get_variable("params", key)
+    factors: Any = module.get_variable("params", key)
     a, b = (factors[side].astype(x.dtype) for side in ("a", "b"))
     return product + jnp.einsum(out_of, jnp.einsum(into, x, a), b)
 

@@ -121,10 +121,13 @@ def test_gradients_are_those_of_the_full_weights_through_the_factors(model):
         hidden, _ = transformer.forward(params, model.config, tokens)
         return jnp.sum(jnp.sin(transformer.logits(params, model.config, hidden))), None
 
-    found, _ = summed_gradients(
-        lambda t, tokens: loss(lora.joined(t, frozen, config), tokens), trained, TOKENS, 1
-    )
-    full = jax.grad(lambda p: loss(p, TOKENS)[0])(lora.merged(trained, frozen, config))
+    found, _ = jax.jit(
+        lambda trained: summed_gradients(
+            lambda t, tokens: loss(lora.joined(t, frozen, config), tokens), trained, TOKENS, 1
+        )
+    )(trained)
+    merged = lora.merged(trained, frozen, config)
+    full = jax.jit(jax.grad(lambda params: loss(params, TOKENS)[0]))(merged)
     slope = np.asarray(full["layers"]["mlp"]["up"])
     factors = trained["adapter"]["layers"]["mlp"]["up"]
     assert jax.tree.structure(found) == jax.tree.structure(trained)

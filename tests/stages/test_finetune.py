@@ -479,19 +479,19 @@ def test_neither_parts_nor_rematerialisation_change_the_update(one_update, chang
 
 
 def test_bfloat16_computes_with_float32_parameters(one_update):
-    loaded, batch, optimizer, (params, metrics) = one_update
+    loaded, batch, _, (params, metrics) = one_update
     config = configured(compute_dtype="bfloat16")
-    found, found_metrics = one_step(loaded, config, batch, optimizer)
+    # A rate so small that the changes are far below a bfloat16's step of most weights.
+    found, found_metrics = one_step(loaded, config, batch, optax.sgd(1e-4))
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
     assert found_metrics["loss_sum"] != metrics["loss_sum"]
     assert found_metrics == pytest.approx(metrics, rel=0.02)
-    # Master weights: a change far below a bfloat16's step of the weight is not lost.
+    # Master weights: such a change is not lost.
     start = np.asarray(loaded.params["final_norm"]["scale"])
-    small, _ = one_step(loaded, config, batch, optax.sgd(1e-4))
-    change = np.asarray(small["final_norm"]["scale"]) - start
-    full = found["final_norm"]["scale"] - start
-    np.testing.assert_allclose(change, 1e-4 * full, atol=2e-7)
-    assert np.abs(change).max() > 0
+    change = np.asarray(found["final_norm"]["scale"]) - start
+    full = np.asarray(params["final_norm"]["scale"]) - start
+    assert np.abs(change).max() < 2**-9
+    np.testing.assert_allclose(change, 1e-4 * full, atol=0.05 * np.abs(1e-4 * full).max())
 
 
 def test_lora_trains_the_named_projections_and_saves_them_merged_and_as_an_adapter(
