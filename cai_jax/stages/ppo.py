@@ -355,6 +355,8 @@ def plan(config: ConfigDict, planned: dict[str, Any]) -> dict[str, Any]:
     )
     # 2 a parameter and token forward: sampling, evaluating, the reference; and 6 for each pass.
     flops = tokens * ((3 * 2 + 6 * config.epochs) * policy + 2 * preference)
+    if config.advantage == "gae" and config.value_model == "preference_model":
+        flops += tokens * (2 + 6 * config.epochs) * preference
     return {
         "records": responses,
         "tokens": responses * config.max_new_tokens,

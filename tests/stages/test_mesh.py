@@ -107,6 +107,24 @@ VARIANTS = {
 }
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"value_model": "preference_model", "baseline": "none", "truncation": "bootstrap"},
+        {"advantage": "group", "samples_per_prompt": 4, "kl_target": 2.0},
+    ],
+    ids=["values of a preference model", "group"],
+)
+def test_other_choices_of_ppo_on_four_devices(inputs, tmp_path, changes):
+    one, four = tmp_path / "one" / "step", tmp_path / "four" / "step"
+    counts = run("ppo", inputs["ppo"], one, **changes)
+    mesh = MESHES["ppo"]
+    assert run("ppo", inputs["ppo"], four, mesh=mesh, **changes) == pytest.approx(counts, rel=1e-4)
+    for expected, found in zip(read_metrics(one), read_metrics(four), strict=True):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "changes"), [*((kind, {}) for kind in SETTINGS), *VARIANTS.items()]
 )
