@@ -43,9 +43,11 @@ MOST_TENSOR = 16  # devices that a sweep splits heads over
 SWEPT_BATCHES = (1, 2, 4, 8)  # rows a device and part, in a sweep
 
 ASSUMPTIONS = (
-    "time: the longest of three, as if the two others ran beside it: FLOPs at the chip's peak, "
-    "bytes of HBM at its bandwidth, and bytes of collectives at the bandwidth of all its links",
-    "seconds_without_overlap: their sum",
+    "estimated_seconds: instructions one after the other, each as long as its FLOPs take at the "
+    "chip's peak or its bytes at the bandwidth of HBM, whatever is longer; all collectives beside "
+    "them, at the bandwidth of all links of a chip, and so free until they take longer",
+    "seconds_without_overlap: the collectives added instead",
+    "seconds_by_resource: as if each were alone; the longest bounds what a compiler can do",
     "HBM: every instruction that is not fused reads its operands and writes its result once",
     "collectives: (n - 1) / n of the payload leaves each of n devices, twice that in an all-reduce",
     "MFU: 6 FLOPs a parameter and token trained, 2 forward; no attention, nothing for "
@@ -295,8 +297,9 @@ def compiled(program: Any, described: topology.Topology, arrays: bool) -> dict[s
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = memory.argument_size_in_bytes + new + memory.temp_size_in_bytes
     peak += memory.generated_code_size_in_bytes + held
-    costs = hlo_costs.Module(executable.as_text()).costs(program.loop_trips)
     chip = described.chip
+    rates = hlo_costs.Rates(chip.flops, chip.bandwidth) if chip else None
+    costs = hlo_costs.Module(executable.as_text()).costs(program.loop_trips, rates)
     return result | {
         "arguments_bytes": memory.argument_size_in_bytes,
         "outputs_bytes": memory.output_size_in_bytes,
@@ -312,18 +315,18 @@ def compiled(program: Any, described: topology.Topology, arrays: bool) -> dict[s
 
 
 def roofline(costs: Any, chip: topology.Chip | None) -> dict[str, Any]:
-    """Seconds of arithmetic, HBM and links, and of them together; None for simulated devices."""
+    """Seconds, as ASSUMPTIONS says; None for simulated devices."""
     if chip is None:
         return {"estimated_seconds": None, "seconds_without_overlap": None}
-    seconds = {
-        "arithmetic": costs.flops / chip.flops,
-        "hbm": costs.hbm_bytes / chip.bandwidth,
-        "collectives": costs.sent / chip.links,
-    }
+    linked = costs.sent / chip.links
     return {
-        "seconds_by_resource": seconds,
-        "estimated_seconds": max(seconds.values()),
-        "seconds_without_overlap": sum(seconds.values()),
+        "seconds_by_resource": {
+            "arithmetic": costs.flops / chip.flops,
+            "hbm": costs.hbm_bytes / chip.bandwidth,
+            "collectives": linked,
+        },
+        "estimated_seconds": max(costs.seconds, linked),
+        "seconds_without_overlap": costs.seconds + linked,
     }
 
 

@@ -152,11 +152,14 @@ def test_what_does_not_divide_is_refused_by_name(capsys, config):
     )
 
 
-def test_the_roofline_is_the_longest_of_three():
+def test_collectives_run_beside_the_rest_in_the_estimate():
     chip = topology.Chip("a chip", flops=100.0, memory=10, bandwidth=10.0, links=2.0)
-    found = compile_ahead.roofline(Costs(200.0, 50.0, {"all-gather": 9.0}, 8.0, 0), chip)
+    found = compile_ahead.roofline(Costs(200.0, 50.0, {"all-gather": 9.0}, 8.0, 0, 6.0), chip)
     assert found["seconds_by_resource"] == {"arithmetic": 2.0, "hbm": 5.0, "collectives": 4.0}
-    assert (found["estimated_seconds"], found["seconds_without_overlap"]) == (5.0, 11.0)
+    assert (found["estimated_seconds"], found["seconds_without_overlap"]) == (6.0, 10.0)
+    slow = chip._replace(links=1.0)
+    found = compile_ahead.roofline(Costs(200.0, 50.0, {"all-gather": 9.0}, 8.0, 0, 6.0), slow)
+    assert found["estimated_seconds"] == 8.0
 
 
 def test_what_a_compiler_says_of_memory():

@@ -50,6 +50,13 @@ class Shape(NamedTuple):
         return math.prod(self.sizes) * bits // 8
 
 
+class Rates(NamedTuple):
+    """What a device does in a second, at most."""
+
+    flops: float
+    bandwidth: float  # bytes of HBM
+
+
 class Costs(NamedTuple):
     """Of one device. `moved` is payload by kind of collective; `sent` is what leaves the chip."""
 
@@ -58,12 +65,20 @@ class Costs(NamedTuple):
     moved: dict[str, float]
     sent: float
     unknown_loops: int  # loops whose rounds are data, for which the caller's number was taken
+    # Of all instructions one after the other, each as long as its FLOPs or its bytes take, whatever
+    # is longer; without collectives.
+    seconds: float = 0.0
 
     def scaled(self, times: float) -> "Costs":
         """The costs of so many rounds."""
         moved = {kind: times * size for kind, size in self.moved.items()}
         return Costs(
-            times * self.flops, times * self.hbm_bytes, moved, times * self.sent, self.unknown_loops
+            times * self.flops,
+            times * self.hbm_bytes,
+            moved,
+            times * self.sent,
+            self.unknown_loops,
+            times * self.seconds,
         )
 
     def plus(self, other: "Costs") -> "Costs":
@@ -77,6 +92,7 @@ class Costs(NamedTuple):
             dict(moved),
             self.sent + other.sent,
             self.unknown_loops + other.unknown_loops,
+            self.seconds + other.seconds,
         )
 
 
@@ -129,6 +145,12 @@ class Computation:
         return found
 
 
+class _Counting(NamedTuple):
+    loop_trips: float
+    rates: Rates | None
+    done: dict[str, Costs]  # of computations, by name
+
+
 class Module:
     """A program as `jax.stages.Compiled.as_text` prints it."""
 
@@ -147,41 +169,44 @@ class Module:
             elif " = " in line:
                 current.instructions.append(_instruction(line))
 
-    def costs(self, loop_trips: float = 1) -> Costs:
-        """Of the whole program; `loop_trips` is for loops that end on data, an outermost each."""
-        return self._of(self.entry, loop_trips, {})
+    def costs(self, loop_trips: float = 1, rates: Rates | None = None) -> Costs:
+        """Of the whole program.
 
-    def _of(self, name: str, trips: float, done: dict[str, Costs]) -> Costs:
-        if name in done:
-            return done[name]
+        Args:
+            loop_trips: rounds of loops that end on data.
+            rates: of the device, for `seconds`.
+        """
+        return self._of(self.entry, _Counting(loop_trips, rates, {}))
+
+    def _of(self, name: str, counting: _Counting) -> Costs:
+        if name in counting.done:
+            return counting.done[name]
         computation, total = self.computations[name], NOTHING
         for i in computation.instructions:
             if i.opcode == "while":
-                body = self._of(i.called("body") or "", trips, done)
+                body = self._of(i.called("body") or "", counting)
                 rounds = self.rounds(i, computation)
-                body = body.scaled(trips if rounds is None else rounds)
+                body = body.scaled(counting.loop_trips if rounds is None else rounds)
                 total = total.plus(
                     body._replace(unknown_loops=body.unknown_loops + (rounds is None))
                 )
             elif i.opcode == "conditional":
                 names = re.findall(r"%?([\w.\-]+)", _branches(i.attributes))
-                branches = [self._of(n, trips, done) for n in names if n in self.computations]
+                branches = [self._of(n, counting) for n in names if n in self.computations]
                 total = total.plus(max(branches, key=lambda costs: costs.flops, default=NOTHING))
             elif i.opcode in ("call", "async-start"):
                 target = i.called("to_apply") or i.called("calls") or ""
                 if target in self.computations:
-                    total = total.plus(self._of(target, trips, done))
+                    total = total.plus(self._of(target, counting))
             else:
-                total = total.plus(self._instruction(i, computation, trips, done))
-        done[name] = total
+                total = total.plus(self._instruction(i, computation, counting))
+        counting.done[name] = total
         return total
 
-    def _instruction(
-        self, i: Instruction, computation: Computation, trips: float, done: dict[str, Costs]
-    ) -> Costs:
+    def _instruction(self, i: Instruction, computation: Computation, counting: _Counting) -> Costs:
         inside = NOTHING
         if i.opcode == "fusion":
-            inside = self._of(i.called("calls") or "", trips, done)._replace(hbm_bytes=0.0)
+            inside = self._of(i.called("calls") or "", counting)._replace(hbm_bytes=0.0)
         elif i.opcode == "dot":
             inside = NOTHING._replace(flops=_dot_flops(i, computation))
         elif i.opcode == "convolution":
@@ -194,7 +219,12 @@ class Module:
                 results = sum(shape.bytes for shape in i.shapes)
                 payload = float(max(results, sum(_size(o, computation) for o in i.operands)))
             inside = NOTHING._replace(moved={kind: payload}, sent=payload * _share(kind, i))
-        return inside.plus(NOTHING._replace(hbm_bytes=self._hbm_bytes(i, computation)))
+        size, seconds = self._hbm_bytes(i, computation), 0.0
+        if counting.rates is not None:
+            rates = counting.rates
+            seconds = 0.0 if kind in COLLECTIVES else size / rates.bandwidth
+            seconds = max(seconds, inside.flops / rates.flops)
+        return inside._replace(hbm_bytes=size, seconds=seconds)
 
     def rounds(self, loop: Instruction, computation: Computation) -> int | None:
         """How often a loop goes round; None where that is data."""

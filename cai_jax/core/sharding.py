@@ -37,7 +37,14 @@ TABLE: tuple[tuple[str, P], ...] = (
     # [L, D] or [D]: too small to split
     (r"(attention_norm|attention_post_norm|mlp_norm|mlp_post_norm|final_norm)/(scale|bias)", P()),
     (r"score_head/kernel", P()),  # [D]
-    (r"adapter/.*", P()),  # LoRA's two factors: too small to split
+    # LoRA's two factors, split as the sides of their projections are: the first [L, inputs, rank],
+    # the second [L, rank, outputs].
+    (r"adapter/.*/(query|key|value|gate|up)/a", P(None, "fsdp", None)),  # [L, D, R]
+    (r"adapter/.*/(query|key|value)/b", P(None, None, "tensor", None)),  # [L, R, N or K, H]
+    (r"adapter/.*/(gate|up)/b", P(None, None, "tensor")),  # [L, R, F]
+    (r"adapter/.*/out/a", P(None, "tensor", None, None)),  # [L, N, H, R]
+    (r"adapter/.*/down/a", P(None, "tensor", None)),  # [L, F, R]
+    (r"adapter/.*/(out|down)/b", P(None, None, "fsdp")),  # [L, R, D]
     (r"keys", P(None, BATCH, "tensor", None, None)),  # cache [L, B, K, H, S]
     (r"values", P(None, BATCH, "tensor", None, None)),  # cache [L, B, K, S, H]
     (r"valid", P(BATCH, None)),  # cache [B, S]

@@ -1,4 +1,5 @@
 import functools
+import re
 from pathlib import Path
 
 import jax
@@ -265,3 +266,22 @@ def test_masked_mean():
     x, mask = jnp.array([1.0, 2.0, jnp.nan]), jnp.array([True, True, False])
     assert float(losses.masked_mean(x, mask)) == 1.5
     assert float(losses.masked_mean(x, jnp.zeros(3, bool))) == 0.0
+
+
+def test_a_chunk_has_as_many_positions_as_asked():
+    hidden, unembed, targets, weights = language_batch()
+    assert LENGTH % 2 == 0
+
+    def rounds(positions):
+        made = jax.make_jaxpr(functools.partial(losses.lm_cross_entropy, positions=positions))(
+            hidden, unembed, targets, weights
+        )
+        found = re.findall(r"\blength=(\d+)", str(made))
+        assert len(set(found)) == 1, found
+        return int(found[0])
+
+    # By memory it is one chunk; asked for 2 positions, LENGTH / 2 of them.
+    assert (rounds(0), rounds(2), rounds(LENGTH)) == (1, LENGTH // 2, 1)
+    whole = losses.lm_cross_entropy(hidden, unembed, targets, weights)
+    cut = losses.lm_cross_entropy(hidden, unembed, targets, weights, positions=2)
+    np.testing.assert_allclose(cut, whole, rtol=1e-6)

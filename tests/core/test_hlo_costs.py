@@ -95,6 +95,17 @@ def test_bytes_of_a_product_are_its_operands_and_result_and_slices_count_as_slic
     assert growth[0] == 2 * growth[1]
 
 
+def test_each_instruction_takes_as_long_as_its_flops_or_its_bytes():
+    compiled = jax.jit(lambda x, w: x @ w).lower(X, abstract(D, D)).compile()
+    module, size = hlo_costs.Module(compiled.as_text()), 4 * (2 * B * D + D * D)
+    assert module.costs(rates=hlo_costs.Rates(1.0, 1e9)).seconds == PRODUCT
+    assert module.costs(rates=hlo_costs.Rates(1e9, 1.0)).seconds == size
+    # A loop whose product takes 10 s and whose other instructions take next to nothing.
+    compiled = jax.jit(scanned).lower(X, WEIGHTS).compile()
+    found = hlo_costs.Module(compiled.as_text()).costs(rates=hlo_costs.Rates(PRODUCT / 10, 1e15))
+    assert found.seconds == pytest.approx(10 * L)
+
+
 @pytest.fixture(scope="module")
 def mesh():
     return jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
