@@ -150,6 +150,7 @@ def test_libtpu_knows_every_flag(generation, topology):
     )
     found = flags(generation, "LIBTPU_INIT_ARGS")
     environment = {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
+    environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU is used, and no lock left behind
     done = python(code, LIBTPU_INIT_ARGS=found, **environment)
     assert done.stdout.split() == ["4"], done.stderr
     wrong = python(code, LIBTPU_INIT_ARGS=f"{found} --xla_tpu_no_such=1", **environment)

@@ -70,6 +70,8 @@ def prepare_environment(name: str) -> None:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "none")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # libtpu would let one process at a time in, as there is one TPU, and leave a lock file behind.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     if generation == CPU:
         flag = "--xla_force_host_platform_device_count"
         if flag not in os.environ.get("XLA_FLAGS", ""):
