@@ -37,7 +37,7 @@ def plan(steps: Sequence[Step], given: Outside, hardware: str = "") -> Plan:
         InputError: unknown hardware, or a model whose shape is nowhere.
     """
     device = costs.hardware(hardware)
-    models = _models(steps, given)
+    models = known_models(steps, given)
     plans: dict[str, dict[str, Any]] = {}
     counted: dict[tuple[str, str], dict[str, Any]] = {}
     taken: dict[str, costs.Cost] = {}
@@ -72,7 +72,7 @@ def plan(steps: Sequence[Step], given: Outside, hardware: str = "") -> Plan:
     return Plan(plans, taken, device, notes)
 
 
-def _models(steps: Sequence[Step], given: Outside) -> dict[str, shapes.Model]:
+def known_models(steps: Sequence[Step], given: Outside) -> dict[str, shapes.Model]:
     """The models that steps read, by reference: folders, hub ids, and the steps that train one."""
     models: dict[str, shapes.Model] = {}
     for step in steps:

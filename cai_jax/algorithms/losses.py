@@ -17,6 +17,7 @@ def lm_cross_entropy(
     weights: jax.Array,
     *,
     soft_cap: float | None = None,
+    positions: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted next-token cross-entropy, without ever holding all logits.
 
@@ -30,12 +31,13 @@ def lm_cross_entropy(
         targets: [..., T] ids to predict.
         weights: [..., T] non-negative weights; 0 leaves a position out.
         soft_cap: c of a model whose logits are c tanh(x / c).
+        positions: of T in a chunk, at most; 0: as many as CHUNK_LOGITS allows.
 
     Returns:
         (sum over positions of weight x loss in nats, sum of weights), float32 scalars. Divide the
         sums, not the means, where batches or devices are added up.
     """
-    total = _weighted_loss(hidden, unembed, targets, weights, soft_cap)
+    total = _weighted_loss(hidden, unembed, targets, weights, soft_cap, positions)
     return total, jnp.sum(weights, dtype=jnp.float32)
 
 
@@ -46,6 +48,7 @@ def token_logprobs(
     *,
     soft_cap: float | None = None,
     temperature: float = 1.0,
+    positions: int = 0,
 ) -> jax.Array:
     """Log-probabilities (nats) of given next tokens, without ever holding all logits.
 
@@ -57,11 +60,12 @@ def token_logprobs(
         targets: [..., T] ids.
         soft_cap: c of a model whose logits are c tanh(x / c).
         temperature: of the distribution, above 0; logits are divided by it.
+        positions: of T in a chunk, at most; 0: as many as CHUNK_LOGITS allows.
 
     Returns:
         [..., T] float32.
     """
-    chunks = _chunks(hidden, unembed, targets)
+    chunks = _chunks(positions, hidden, unembed, targets)
 
     @jax.checkpoint
     def of_chunk(chunk):
@@ -199,17 +203,19 @@ def _surrogates(logp, old_logp, advantages, mask, clip):
     return ratio * advantages, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantages
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _weighted_loss(hidden, unembed, targets, weights, soft_cap):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _weighted_loss(hidden, unembed, targets, weights, soft_cap, positions):
     def add_chunk(total, chunk):
         hidden, targets, weights = chunk
         _, losses, _ = _token_losses(hidden, unembed, targets, soft_cap)
         return total + jnp.sum(losses * weights), None
 
-    return lax.scan(add_chunk, jnp.float32(0), _chunks(hidden, unembed, targets, weights))[0]
+    return lax.scan(
+        add_chunk, jnp.float32(0), _chunks(positions, hidden, unembed, targets, weights)
+    )[0]
 
 
-def _loss_forward(hidden, unembed, targets, weights, soft_cap):
+def _loss_forward(hidden, unembed, targets, weights, soft_cap, positions):
     def add_chunk(carry, chunk):
         total, unembed_gradient = carry
         hidden, targets, weights = chunk
@@ -229,14 +235,14 @@ def _loss_forward(hidden, unembed, targets, weights, soft_cap):
         return (total + jnp.sum(losses * weights), unembed_gradient), (hidden_gradient, losses)
 
     start = (jnp.float32(0), jnp.zeros(unembed.shape, jnp.float32))
-    chunks = _chunks(hidden, unembed, targets, weights)
+    chunks = _chunks(positions, hidden, unembed, targets, weights)
     (total, unembed_gradient), (hidden_gradients, losses) = lax.scan(add_chunk, start, chunks)
     hidden_gradient = _join(hidden_gradients, -2).reshape(hidden.shape)
     unembed_gradient = unembed_gradient.astype(unembed.dtype)
     return total, (hidden_gradient, unembed_gradient, _join(losses, -1).reshape(weights.shape))
 
 
-def _loss_backward(soft_cap, residuals, gradient):
+def _loss_backward(soft_cap, positions, residuals, gradient):
     hidden_gradient, unembed_gradient, losses = residuals
     return (
         hidden_gradient * gradient.astype(hidden_gradient.dtype),
@@ -271,11 +277,11 @@ def _hits(targets, vocab_size):
     return targets[..., None] == jnp.arange(vocab_size)
 
 
-def _chunks(hidden, unembed, targets, *more):
+def _chunks(positions, hidden, unembed, targets, *more):
     """Cuts T into pieces, on a new leading axis; B stays whole, since devices split it."""
     length = targets.shape[-1]
     others = targets.size // length
-    pieces = _pieces(length, max(1, CHUNK_LOGITS // (others * unembed.shape[1])))
+    pieces = _pieces(length, positions or max(1, CHUNK_LOGITS // (others * unembed.shape[1])))
     of_targets = (_cut(x, pieces, -1) for x in (targets, *more))
     return _cut(hidden, pieces, -2), *of_targets
 

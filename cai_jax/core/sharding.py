@@ -4,8 +4,10 @@ The name of an array is its path in the tree, joined by "/". A rule matches the 
 that `adam/mu/layers/mlp/gate` of an optimizer state is sharded as `layers/mlp/gate` is.
 """
 
+import functools
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -82,6 +84,27 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+def array_table(tree: Any) -> str:
+    """A line for each array of a tree, the largest first: name, type, spec, bytes on one device.
+
+    Args:
+        tree: of arrays, or of abstract ones, each with a NamedSharding.
+    """
+    rows = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        part = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        shape = ",".join(map(str, leaf.shape))
+        spec = ", ".join(map(str, leaf.sharding.spec)) or "whole on every device"
+        rows.append((part, array_name(path), f"{leaf.dtype}[{shape}]", spec))
+    rows.sort(key=lambda row: (-row[0], row[1]))
+    widths = [max(len(row[column]) for row in rows) for column in (1, 2)] if rows else [0, 0]
+    lines = [
+        f"{part:>16,}  {name.ljust(widths[0])}  {kind.ljust(widths[1])}  {spec}"
+        for part, name, kind, spec in rows
+    ]
+    return "\n".join([*lines, f"{sum(row[0] for row in rows):>16,}  bytes on each device"])
+
+
 def array_name(path: tuple[Any, ...]) -> str:
     """The "/"-joined name of a key path of `jax.tree_util.tree_map_with_path`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -100,6 +123,23 @@ def batch_parts(mesh: Mesh) -> int:
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, P())
+
+
+def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`function`, told the mesh while it is traced, so that its models keep rows split.
+
+    It is for programs that compute gradients. In decoding, where a batch is small beside a layer's
+    weights, these stay where they are and activations are exchanged.
+    """
+    if mesh.size == 1:
+        return function
+
+    @functools.wraps(function)
+    def told(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return told
 
 
 def _parts(mesh: Mesh, mesh_axes: str | tuple[str, ...] | None) -> int:

@@ -87,6 +87,9 @@ class ModelConfig:
     # with weights, which are kept.
     remat: str = "none"
     scan_unroll: int = 0  # layers unrolled in the loop over layers; 0: all on CPU, else one
+    # Positions of a row whose logits a loss holds at a time; 0: few on a CPU, to stay in its cache,
+    # else 2048, since devices exchange gradients of the unembedding with every piece.
+    loss_positions: int = 0
 
     def __post_init__(self):
         """Refuses shapes that no model can have."""

@@ -1,4 +1,4 @@
-"""Arrays put on their devices piece by piece, so that the host never holds them whole."""
+"""Where arrays lie: put on their devices piece by piece, or kept split inside a program."""
 
 import functools
 import math
@@ -7,10 +7,27 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
 
 PART_BYTES = 8 * 2**20  # of a stacked array that are read together: at least one layer
 
+ROWS = ("data", "fsdp")  # the mesh axes that split a batch
+
 Index = tuple[slice, ...]
+
+
+def split_rows(x: jax.Array) -> jax.Array:
+    """`x` [B, ...] with its rows split over the devices, in a program that is told its mesh.
+
+    Without that the compiler may split activations along D instead, as the weights are, hold all
+    rows on every device, and add up products where it could gather weights: in training, where a
+    batch has far more numbers than a layer. See `core/sharding.py`, `on_mesh`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in ROWS):
+        return x
+    return lax.with_sharding_constraint(x, P(ROWS, *[None] * (x.ndim - 1)))
 
 
 def put(

@@ -18,9 +18,11 @@ from cai_jax.models.attention import Attention, cache_bias, segment_bias
 from cai_jax.models.cache import Cache
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.layers import MLP, Embedder, Norm, PositionEmbedder
+from cai_jax.models.placing import split_rows
 from cai_jax.models.rotary import rotation
 
 Params = dict[str, Any]
+LOSS_POSITIONS = 2048
 
 
 def forward(
@@ -86,6 +88,11 @@ def unembedding(params: Params, config: ModelConfig) -> jax.Array:
     return params["unembedder"]["kernel"]
 
 
+def loss_positions(config: ModelConfig) -> int:
+    """The argument `positions` of losses of this model; 0: as the loss finds best on a CPU."""
+    return config.loss_positions or (0 if jax.default_backend() == "cpu" else LOSS_POSITIONS)
+
+
 def scores(params: Params, hidden: jax.Array) -> jax.Array:
     """The preference model's score, or a value, [...] in float32 from hidden states [..., D]."""
     return hidden.astype(jnp.float32) @ params["score_head"]["kernel"]
@@ -136,13 +143,13 @@ class Transformer(nn.Module):
             biases = [cache_bias(valid, start, length, window) for window in _windows(config)]
             state = (cache.keys, cache.values)
 
-        x = Embedder(config, name="embedder")(tokens)
+        x = split_rows(Embedder(config, name="embedder")(tokens))
         if config.learned_positions:
             x = x + PositionEmbedder(config, name="position_embedder")(positions)
         (x, state), _ = _scanned_layers(config)(
             (x, state), jnp.arange(config.layers), rotations, biases, start
         )
-        hidden = Norm(config, name="final_norm")(x)
+        hidden = split_rows(Norm(config, name="final_norm")(x))
         if cache is not None:
             cache = Cache(state[0], state[1], valid, start + length)
         return hidden, cache
@@ -199,6 +206,7 @@ class Layer(nn.Module):
     def __call__(self, carry, layer, rotations, biases, start):
         c = self.config
         x, state = carry
+        x = split_rows(x)
         rotation, bias = _of_layer(rotations, c, layer), _of_layer(biases, c, layer)
         normed = x if c.norms == "after" else Norm(c, name="attention_norm")(x)
         attended, state = Attention(c, name="attention")(
@@ -214,4 +222,4 @@ class Layer(nn.Module):
         made = MLP(c, name="mlp")(normed)
         if c.norms != "before":
             made = Norm(c, name="mlp_post_norm")(made)
-        return (x + made, state), None
+        return (split_rows(x + made), state), None

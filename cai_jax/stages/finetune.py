@@ -183,8 +183,9 @@ def compiled(
 
     from cai_jax.core import sharding
 
+    step = make_step(computing.computed(model_config, config), optimizer, config)
     return jax.jit(
-        make_step(computing.computed(model_config, config), optimizer, config),
+        sharding.on_mesh(step, device_mesh),
         donate_argnums=0,
         in_shardings=(
             shardings,
@@ -228,7 +229,12 @@ def loss_sums(params: Any, config: ModelConfig, batch: Any) -> tuple[jax.Array, 
     )
     unembed = transformer.unembedding(params, config)
     return losses.lm_cross_entropy(
-        hidden, unembed, batch.targets, batch.weights, soft_cap=config.logits_soft_cap
+        hidden,
+        unembed,
+        batch.targets,
+        batch.weights,
+        soft_cap=config.logits_soft_cap,
+        positions=transformer.loss_positions(config),
     )
 
 

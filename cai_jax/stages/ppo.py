@@ -297,6 +297,7 @@ def compiled(
         computing.computed(of.config, config) for of in (model, preference)
     )
     evaluate = make_evaluate(config, policy_config, preference_config)
+    evaluate = sharding.on_mesh(evaluate, device_mesh)
     respond = make_rollout(
         evaluate,
         policy_config,
@@ -330,10 +331,15 @@ def make_evaluate(
     """The pure function (params, tokens [B, T], mask) -> log-probabilities and values [B, R]."""
     from cai_jax.algorithms.losses import token_logprobs
     from cai_jax.generation import rollout
+    from cai_jax.models.transformer import loss_positions
 
     own = config.value_model == "preference_model"
     return rollout.make_evaluate(
-        functools.partial(token_logprobs, temperature=config.temperature),
+        functools.partial(
+            token_logprobs,
+            temperature=config.temperature,
+            positions=loss_positions(policy_config),
+        ),
         policy_config,
         preference_config if own else None,
         config.max_new_tokens,

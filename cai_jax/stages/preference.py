@@ -307,8 +307,9 @@ def compiled(
 
     from cai_jax.core import sharding
 
+    step = make_step(computing.computed(model_config, config), optimizer, config)
     return jax.jit(
-        make_step(computing.computed(model_config, config), optimizer, config),
+        sharding.on_mesh(step, device_mesh),
         donate_argnums=0,
         in_shardings=(
             shardings,

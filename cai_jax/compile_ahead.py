@@ -1,0 +1,406 @@
+"""Compiles a step for accelerators that are not there, and says what it will take.
+
+    python -m cai_jax.compile_ahead --config=configs/X.py --topology=v5p:4x4x4 --step=finetune
+
+Prints one JSON object: bytes on each device and whether they fit, from the compiler; FLOPs, bytes
+of HBM and of collectives, counted in the compiled program with every round of its loops; a time and
+an MFU by a roofline, with what it assumes. The programs are those that the steps run. It needs
+libtpu (pip install 'cai_jax[tpu]'), and no TPU. --config.KEY=VALUE changes a key of the config;
+flags of the compiler are those of launch/env.sh: ". launch/env.sh v5p" first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from cai_jax import planner, shapes
+from cai_jax.core import configuration, mesh, topology
+from cai_jax.errors import InputError, exits_on_input_error
+from cai_jax.pipeline import Step, read_steps
+from cai_jax.resume import Outside
+from cai_jax.stages import load_stage
+
+STEPS = ("finetune", "preference", "ppo", "decode")
+SAMPLING = ("compare", "critique_revise", "red_team", "evaluate")  # kinds that decode, by choice
+MODELS = ("model", "helpful_model")  # keys of a config that name one
+BATCH = {
+    "finetune": "rows",
+    "preference": "pairs",
+    "ppo": "prompts_per_iteration",
+    "decode": "batch_size",
+}
+MOST_TENSOR = 16  # devices that a sweep splits heads over
+SWEPT_BATCHES = (1, 2, 4, 8)  # rows a device and part, in a sweep
+
+ASSUMPTIONS = (
+    "time: the longest of three, as if the two others ran beside it: FLOPs at the chip's peak, "
+    "bytes of HBM at its bandwidth, and bytes of collectives at the bandwidth of all its links",
+    "seconds_without_overlap: their sum",
+    "HBM: every instruction that is not fused reads its operands and writes its result once",
+    "collectives: (n - 1) / n of the payload leaves each of n devices, twice that in an all-reduce",
+    "MFU: 6 FLOPs a parameter and token trained, 2 forward; no attention, nothing for "
+    "rematerialisation",
+    "loops that end when all rows have: as long as max_new_tokens allows",
+)
+
+
+class Asked(NamedTuple):
+    """A step of a config, and the shapes of its models."""
+
+    kind: str  # one of STEPS
+    step: Step
+    model: shapes.Model
+    preference_model: shapes.Model | None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    from cai_jax import command_line
+
+    flags = command_line.Parser(prog="python -m cai_jax.compile_ahead", description=__doc__)
+    flags.formatter_class = argparse.RawDescriptionHelpFormatter
+    flags.add_argument("--config", required=True, metavar="FILE", help="a file of configs/")
+    flags.add_argument(
+        "--topology",
+        required=True,
+        metavar="NAME",
+        help="chips, as v5p:4x4x4, v4:2x2x4, v5e:4x4 or v6e:16x16; cpu:8 for simulated devices",
+    )
+    flags.add_argument(
+        "--step", default="finetune", metavar="STEP", help=f"{', '.join(STEPS)}, or a step's name"
+    )
+    flags.add_argument("--arrays", action="store_true", help="list every array on stderr")
+    flags.add_argument(
+        "--sweep", action="store_true", help="try meshes and batches; print the best that fits"
+    )
+    return flags
+
+
+@exits_on_input_error
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the job."""
+    flags = parser()
+    options, rest = flags.parse_known_args(arguments)
+    unknown = [flag for flag in rest if not flag.startswith("--config.")]
+    if unknown:
+        flags.error(f"unknown flag {unknown[0]}")
+    config = configuration.load_config(options.config)
+    configuration.override(config, [flag.removeprefix("--config.") for flag in rest])
+    asked = read(config, options.step)
+    topology.prepare_environment(options.topology)
+    described = topology.describe(options.topology)
+    given = any(flag.startswith("--config.mesh.") for flag in rest)
+    if options.sweep:
+        result = sweep(asked, described)
+    else:
+        config = ConfigDict(asked.step.config)
+        config.mesh = fitted_mesh(asked, described, given)
+        result = measured(asked, config, described, arrays=options.arrays)
+    json.dump(result, sys.stdout, indent=1)
+    print()
+
+
+def read(config: ConfigDict, name: str) -> Asked:
+    """The step of a config that is meant by a kind, "decode", or a name.
+
+    Raises:
+        InputError: the config has none, or the shape of a model is not known.
+    """
+    for key in config:
+        # What a config leaves to the command line and is no model is data, which nothing reads.
+        if config[key] == "" and key not in ("hardware", *MODELS):
+            config[key] = "data.jsonl"
+    steps = read_steps(config, load_stage)
+    found = next((step for step in steps if step.name == name), None)
+    wanted = SAMPLING if name == "decode" else (name,)
+    for kind in wanted:
+        found = found or next((step for step in steps if step.kind == kind), None)
+    kind = found.kind if found is not None and found.kind in STEPS else "decode"
+    if found is None or (kind == "decode" and found.kind not in SAMPLING):
+        known = sorted({*STEPS, *(s.name for s in steps if s.kind in (*STEPS, *SAMPLING))})
+        raise InputError(f"--step={name}: expected one of {', '.join(known)}, in this config")
+    models = planner.known_models(steps, Outside([step.name for step in steps]))
+
+    def of(role: str) -> shapes.Model:
+        reference = found.inputs.get(role) or next(iter(found.inputs["models"].values()))
+        if reference not in models:
+            raise InputError(
+                f"step {found.name!r}: {role} {reference!r}: expected a model folder, or a hub id "
+                f"whose shape is known ({', '.join(shapes.SHAPES)})"
+            )
+        return models[reference]
+
+    return Asked(kind, found, of("model"), of("preference_model") if kind == "ppo" else None)
+
+
+def fitted_mesh(asked: Asked, described: topology.Topology, given: bool) -> dict[str, int]:
+    """The config's mesh, where it takes all devices; else the one with the least `tensor` whose
+    batches and arrays divide.
+
+    Args:
+        asked: the step.
+        described: the devices.
+        given: whether the mesh was given on the command line, so that it is that or none.
+    """
+    sizes = ConfigDict(asked.step.config["mesh"])
+    count = len(described.devices)
+    exact = -1 in sizes.values() or math.prod(sizes.values()) == count
+    if given or exact:
+        found = mesh.mesh_shape(sizes, count)
+        if math.prod(found) < count:
+            raise InputError(
+                f"config.mesh: {' x '.join(map(str, found))} takes {math.prod(found)} of the "
+                f"{count} devices of {described.name}; expected all, as --config.mesh.fsdp=-1 does"
+            )
+        return dict(zip(mesh.AXES, found))
+    reason = ""
+    for tensor in divisors(count):
+        tried = dict(zip(mesh.AXES, (1, count // tensor, tensor)))
+        config = ConfigDict(asked.step.config)
+        config.mesh = tried
+        try:
+            make(asked, config, described)
+            return tried
+        except InputError as error:
+            reason = reason or str(error)
+    raise InputError(f"{described.name}: no mesh of {count} devices divides this step: {reason}")
+
+
+def divisors(number: int) -> list[int]:
+    """In rising order."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def make(asked: Asked, config: ConfigDict, described: topology.Topology) -> list[Any]:
+    """The programs of a step, on the mesh that its config has."""
+    from cai_jax import programs
+
+    device_mesh = mesh.make_mesh(config.mesh, described.devices)
+    simulated = described.chip is None
+    model = programs.on_accelerator(asked.model.config, simulated)
+    if asked.kind == "ppo":
+        assert asked.preference_model is not None
+        scorer = programs.on_accelerator(asked.preference_model.config, simulated)
+        return programs.ppo_programs(config, model, scorer, device_mesh)
+    makers = {
+        "finetune": programs.finetune_programs,
+        "preference": programs.preference_programs,
+        "decode": programs.decode_programs,
+    }
+    return makers[asked.kind](config, model, device_mesh)
+
+
+def measured(
+    asked: Asked, config: ConfigDict, described: topology.Topology, *, arrays: bool = False
+) -> dict[str, Any]:
+    """Compiles the programs of a step, one after the other, and adds them up."""
+    of_programs = [
+        compiled(program, described, arrays) for program in make(asked, config, described)
+    ]
+    moved: dict[str, float] = {}
+    for of_program in of_programs:
+        for kind, size in of_program["collective_bytes"].items():
+            moved[kind] = moved.get(kind, 0) + size
+
+    def largest(name: str) -> Any:
+        return max(of_program[name] for of_program in of_programs)
+
+    def total(name: str) -> Any:
+        values = [of_program[name] for of_program in of_programs]
+        return None if None in values else sum(values)
+
+    chip, devices = described.chip, len(described.devices)
+    seconds, useful = total("estimated_seconds"), total("useful_flops")
+    return {
+        "step": asked.step.name,
+        "kind": asked.kind,
+        "topology": described.name,
+        "devices": devices,
+        "mesh": dict(config.mesh),
+        "batch": {BATCH[asked.kind]: config[BATCH[asked.kind]]},
+        "parameters": asked.model.parameters,
+        "model_source": asked.model.source,
+        **{
+            f"{name}_bytes": largest(f"{name}_bytes")
+            for name in ("arguments", "outputs", "temporaries", "held", "peak")
+        },
+        "hbm_capacity_bytes": chip.memory if chip else None,
+        "fits": all(of_program["fits"] for of_program in of_programs) if chip else None,
+        "flops": total("flops"),
+        "useful_flops": useful,
+        "hbm_bytes": total("hbm_bytes"),
+        "collective_bytes": moved,
+        "tokens": max(of_program["tokens"] for of_program in of_programs),
+        "estimated_seconds": seconds,
+        "estimated_mfu": useful / (seconds * devices * chip.flops) if chip and seconds else None,
+        "compile_seconds": total("compile_seconds"),
+        "chip": chip._asdict() if chip else None,
+        "assumptions": list(ASSUMPTIONS),
+        "programs": of_programs,
+    }
+
+
+def compiled(program: Any, described: topology.Topology, arrays: bool) -> dict[str, Any]:
+    """Compiles one program; FLOPs and bytes are of one device, `useful_flops` of all."""
+    import jax
+
+    from cai_jax.core import abstract, hlo_costs, sharding
+
+    placed = [a for a in program.arguments if abstract.is_placed(a)]
+    if arrays:
+        print(f"{program.name}:\n{sharding.array_table(placed)}", file=sys.stderr, flush=True)
+    held = abstract.device_bytes(program.held)
+    result: dict[str, Any] = {
+        "name": program.name,
+        "arguments_bytes": abstract.device_bytes(placed),
+        "outputs_bytes": 0,
+        "temporaries_bytes": 0,
+        "held_bytes": held,
+        "tokens": program.tokens,
+        "useful_flops": program.useful_flops,
+    }
+    empty = dict.fromkeys(("flops", "hbm_bytes", "seconds_without_overlap", "estimated_seconds"))
+    start = time.perf_counter()
+    with progress(program.name):
+        try:
+            executable = program.function.lower(*program.arguments).compile()
+        except jax.errors.JaxRuntimeError as error:
+            message = str(error)
+            if "RESOURCE_EXHAUSTED" not in message and "memory" not in message:
+                raise
+            needed = out_of_memory(message)
+            return (
+                result
+                | empty
+                | {
+                    "fits": False,
+                    "peak_bytes": needed + held,
+                    "collective_bytes": {},
+                    "compiler_says": " ".join(message.split())[:300],
+                    "compile_seconds": time.perf_counter() - start,
+                }
+            )
+    seconds = time.perf_counter() - start
+    memory = executable.memory_analysis()
+    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = memory.argument_size_in_bytes + new + memory.temp_size_in_bytes
+    peak += memory.generated_code_size_in_bytes + held
+    costs = hlo_costs.Module(executable.as_text()).costs(program.loop_trips)
+    chip = described.chip
+    return result | {
+        "arguments_bytes": memory.argument_size_in_bytes,
+        "outputs_bytes": memory.output_size_in_bytes,
+        "temporaries_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": peak,
+        "fits": peak <= chip.memory if chip else True,
+        "flops": costs.flops,
+        "hbm_bytes": costs.hbm_bytes,
+        "collective_bytes": costs.moved,
+        **roofline(costs, chip),
+        "compile_seconds": seconds,
+    }
+
+
+def roofline(costs: Any, chip: topology.Chip | None) -> dict[str, Any]:
+    """Seconds of arithmetic, HBM and links, and of them together; None for simulated devices."""
+    if chip is None:
+        return {"estimated_seconds": None, "seconds_without_overlap": None}
+    seconds = {
+        "arithmetic": costs.flops / chip.flops,
+        "hbm": costs.hbm_bytes / chip.bandwidth,
+        "collectives": costs.sent / chip.links,
+    }
+    return {
+        "seconds_by_resource": seconds,
+        "estimated_seconds": max(seconds.values()),
+        "seconds_without_overlap": sum(seconds.values()),
+    }
+
+
+def out_of_memory(message: str) -> int:
+    """The bytes that the compiler says it would need; 0 where it does not."""
+    found = re.search(r"Used ([\d.]+)([KMG]?) of", message)
+    scale = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+    return int(float(found[1]) * scale[found[2]]) if found else 0
+
+
+def sweep(asked: Asked, described: topology.Topology) -> dict[str, Any]:
+    """Compiles a step on meshes with fsdp and tensor, at growing batches; a line each on stderr.
+
+    Returns:
+        What `measured` says of the one that fits and takes the least time a token (of simulated
+        devices: has the least FLOPs a token), with all that were tried under "tried".
+
+    Raises:
+        InputError: none fits.
+    """
+    count = len(described.devices)
+    tried, fitting = [], []
+    for tensor in divisors(count):
+        if tensor > MOST_TENSOR:
+            break
+        for rows in SWEPT_BATCHES:
+            config = ConfigDict(asked.step.config)
+            config.mesh = dict(zip(mesh.AXES, (1, count // tensor, tensor)))
+            config[BATCH[asked.kind]] = swept_batch(asked, config, rows)
+            try:
+                found = measured(asked, config, described)
+            except InputError as error:
+                print(f"fsdp={count // tensor} tensor={tensor}: {error}", file=sys.stderr)
+                break
+            cost = found["estimated_seconds"] or found["flops"] or math.inf
+            line = {
+                "mesh": found["mesh"],
+                "batch": found["batch"],
+                "fits": found["fits"],
+                "peak_bytes": found["peak_bytes"],
+                "estimated_seconds": found["estimated_seconds"],
+                "estimated_mfu": found["estimated_mfu"],
+            }
+            print(json.dumps(line), file=sys.stderr, flush=True)
+            tried.append(line)
+            if found["fits"] is False:
+                break
+            fitting.append((cost / found["tokens"], len(fitting), found))
+    if not fitting:
+        raise InputError(f"{described.name}: no mesh fits, of {len(tried)} that were compiled")
+    return min(fitting)[2] | {"tried": tried}
+
+
+def swept_batch(asked: Asked, config: ConfigDict, rows: int) -> int:
+    """So many rows on each device that splits a batch, in the unit of the step's batch."""
+    parts = config.mesh["data"] * config.mesh["fsdp"]
+    if asked.kind == "ppo":
+        least = (
+            parts
+            * config.minibatches
+            // math.gcd(parts * config.minibatches, config.samples_per_prompt)
+        )
+        return rows * least
+    return rows * parts * (config.accumulate if "accumulate" in config else 1)
+
+
+@contextlib.contextmanager
+def progress(name: str) -> Iterator[None]:
+    """A line on stderr, if it is a terminal, while the compiler is silent for minutes."""
+    shown = sys.stderr.isatty()
+    if shown:
+        print(f"compiling {name} ...", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    yield
+    if shown:
+        print(f"compiled {name} in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

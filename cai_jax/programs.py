@@ -1,0 +1,248 @@
+"""The compiled programs of a run's steps, with abstract arrays: to be compiled, not to be run.
+
+They are the programs that the stages and the sampler run, made by the same functions; only the
+arrays are shapes, of the sizes that the config and the model have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cai_jax import checkpoints
+from cai_jax.core import optimizer as optimizers
+from cai_jax.data import comparisons, packing
+from cai_jax.data.prompt_batches import PromptBatch
+from cai_jax.errors import InputError
+from cai_jax.models import lora
+from cai_jax.models.config import ModelConfig
+from cai_jax.models.language_model import LanguageModel
+from cai_jax.stages import finetune, ppo, preference
+
+if typing.TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+# Prompts that a decoding batch is compiled for, unless the step bounds them (as in costs.py).
+PROMPT_TOKENS = 256
+UPDATES = 100  # of a schedule, whose length changes numbers only
+
+
+class Program(NamedTuple):
+    """A jitted function and what it is called with."""
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]  # abstract arrays, each with its sharding, and static values
+    held: tuple[Any, ...]  # what the stage keeps on the devices beside the arguments, abstract
+    tokens: int  # positions computed in a call, padding included
+    # What the method needs: 2 a parameter and token forward, 4 backward; no rematerialisation.
+    useful_flops: float
+    loop_trips: int  # of loops whose number of rounds is data: tokens generated at most
+
+
+def finetune_programs(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> list[Program]:
+    """The update of SL-CAI."""
+    from cai_jax.core import sharding
+
+    check_rows("rows", config.rows, sharding.batch_parts(mesh) * config.accumulate)
+    batch = packing.fill([], [], config.rows, config.sequence_length)
+    params = checkpoints.abstract_params(model, preference_model=False)
+    return [_update("update", finetune, config, model, params, batch, mesh)]
+
+
+def preference_programs(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> list[Program]:
+    """The update of the preference model, at texts of the full length."""
+    from cai_jax.core import sharding
+
+    preference.check_divides(config, sharding.batch_parts(mesh))
+    fill: Any = comparisons.fill_shared if config.shared_prompts else comparisons.fill_pairs
+    batch = fill([], config.pairs, config.sequence_length)
+    params = checkpoints.abstract_params(model, preference_model=True)
+    return [_update("update", preference, config, model, params, batch, mesh)]
+
+
+def _update(
+    name: str,
+    stage: Any,
+    config: ConfigDict,
+    model: ModelConfig,
+    params: Any,
+    batch: Any,
+    mesh: Mesh,
+) -> Program:
+    import jax
+
+    from cai_jax.core import sharding, training
+    from cai_jax.core.abstract import parameter_count, placed_as
+
+    optimizer = optimizers.make_optimizer(config, UPDATES)
+    optimizer = optimizers.with_average(optimizer, config.ema_decay)
+    trained, frozen = jax.eval_shape(
+        lambda params: lora.split(params, config.lora, jax.random.key(0)), params
+    )
+    state, shardings = training.abstract_state(trained, optimizer, mesh)
+    step = stage.compiled(config, model, optimizer, mesh, shardings, frozen)
+    tokens = math.prod(batch.tokens.shape)
+    whole = parameter_count(params)
+    # Frozen parameters have no gradients of their own: 2 a token less.
+    useful = (6.0 if frozen is None else 4.0) * whole * tokens
+    placed = (
+        placed_as(state, shardings),
+        placed_as(frozen, sharding.tree_shardings(frozen, mesh)),
+        placed_as(batch, sharding.batch_sharding(mesh)),
+    )
+    # The stage keeps what it began with until it ends.
+    held = () if frozen is not None else (placed[0].params,)
+    return Program(name, step, placed, held, tokens, useful, 1)
+
+
+def ppo_programs(
+    config: ConfigDict, model: ModelConfig, preference_model: ModelConfig, mesh: Mesh
+) -> list[Program]:
+    """The rollout and the update of an iteration; both see the reference and the PM in memory."""
+    import jax
+
+    from cai_jax.algorithms.ppo import Controls
+    from cai_jax.core import sharding, training
+    from cai_jax.core.abstract import parameter_count, placed_as
+
+    ppo.check_divides(config, sharding.batch_parts(mesh))
+    tokenizer = types.SimpleNamespace(eos_id=0)
+    policy = LanguageModel(model, checkpoints.abstract_params(model, False), tokenizer)
+    scorer = LanguageModel(
+        preference_model, checkpoints.abstract_params(preference_model, True), tokenizer
+    )
+    optimizer = optimizers.make_optimizer(config, UPDATES)
+    params = ppo.starting_params(config, policy, scorer)
+    state, shardings = training.abstract_state(params, optimizer, mesh)
+    rollout, update = ppo.compiled(config, policy, scorer, optimizer, mesh, shardings)
+    rows = config.prompts_per_iteration * config.samples_per_prompt
+    length = config.max_prompt_tokens + config.max_new_tokens
+    shape = (rows, config.max_prompt_tokens)
+    batch = PromptBatch(
+        tokens=np.zeros(shape, np.int32),
+        mask=np.zeros(shape, np.int32),
+        keys=np.zeros((rows, 2), np.uint32),
+        visits=np.zeros(rows, np.uint32),
+    )
+    state = placed_as(state, shardings)
+    frozen = tuple(
+        placed_as(of.params, sharding.tree_shardings(of.params, mesh)) for of in (policy, scorer)
+    )
+    by_row, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    prompts = placed_as(batch, by_row)
+    experience = placed_as(jax.eval_shape(rollout, state.params, *frozen, prompts), by_row)
+    controls = placed_as(Controls(*[np.float32(0)] * len(Controls._fields)), whole)
+    key = placed_as(jax.eval_shape(lambda: jax.random.key(0)), whole)
+    of_policy, of_scorer = parameter_count(policy.params), parameter_count(scorer.params)
+    values = of_scorer if config.advantage == "gae" and "value" in params else 0
+    if config.value_model != "preference_model":
+        values = 0
+    # Sampling, evaluating, the reference, and the preference model: forward all.
+    respond = 2.0 * rows * length * (3 * of_policy + of_scorer + values)
+    train = 6.0 * rows * length * config.epochs * (of_policy + values)
+    return [
+        Program(
+            "rollout",
+            rollout,
+            (state.params, *frozen, prompts),
+            (state.optimizer_state,),
+            rows * length,
+            respond,
+            config.max_new_tokens,
+        ),
+        Program(
+            "update",
+            update,
+            (state, experience, controls, key),
+            frozen,
+            rows * length * config.epochs,
+            train,
+            1,
+        ),
+    ]
+
+
+def decode_programs(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> list[Program]:
+    """Prefill and decoding of one batch of a step that samples, to its full length."""
+    import jax
+
+    from cai_jax.core import sharding
+    from cai_jax.core.abstract import parameter_count, placed_as
+    from cai_jax.generation import batching, sampler
+    from cai_jax.generation.distribution import Filter, mode_of
+
+    rows = config.batch_size
+    check_rows("batch_size", rows, sharding.batch_parts(mesh))
+    limits = [n for n in config if n.startswith("max_") and n.endswith("_tokens")]
+    new = max(config[name] for name in limits)
+    room, length = batching.bucket(new), PROMPT_TOKENS
+    params = checkpoints.abstract_params(model, preference_model=False)
+    params = placed_as(params, sharding.tree_shardings(params, mesh))
+    by_row = sampler.rows_sharding(mesh)
+    shape = np.zeros((rows, length), np.int32)
+    tokens, mask, done, uniform = placed_as(
+        (shape, shape, np.zeros(rows, bool), np.zeros((rows, room), np.float32)), by_row
+    )
+    state = jax.eval_shape(
+        lambda *arrays: sampler.start_jit(arrays[0], model, *arrays[1:], room, mesh),
+        *(params, tokens, mask, done),
+    )
+    whole = sharding.replicated(mesh)
+    layouts = {name: whole if name == "step" else by_row for name in state._fields}
+    layouts["cache"] = cache_shardings(state.cache, mesh)
+    state = type(state)(**{n: placed_as(x, layouts[n]) for n, x in state._asdict().items()})
+    filters, stops, limit = placed_as(
+        (Filter(*map(np.float32, (1, 0, 1))), np.zeros(1, np.int32), np.int32(new)), whole
+    )
+    filters = filters._replace(top_k=limit)
+    mode = mode_of(config.temperature, config.top_k, config.top_p)
+    useful = 2.0 * parameter_count(params) * rows
+    prefill = (params, model, tokens, mask, done, room, mesh)
+    decode = (params, model, state, uniform, filters, stops, limit, mode, mesh)
+    return [
+        Program("prefill", sampler.start_jit, prefill, (), rows * length, useful * length, 1),
+        Program("decode", sampler.decode_jit, decode, (), rows * new, useful * new, new),
+    ]
+
+
+def cache_shardings(cache: Any, mesh: Mesh) -> Any:
+    """As the sampler lays a cache out: heads that do not divide are whole on every device."""
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from cai_jax.core import sharding
+
+    heads = "tensor" if cache.keys.shape[-3] % mesh.shape["tensor"] == 0 else None
+    by_head = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH, heads))
+    return type(cache)(
+        keys=by_head,
+        values=by_head,
+        valid=sharding.batch_sharding(mesh),
+        length=sharding.replicated(mesh),
+    )
+
+
+def on_accelerator(model: ModelConfig, simulated: bool = False) -> ModelConfig:
+    """The model as it is computed where the devices are no CPUs, whatever this process sees.
+
+    Layers are scanned on `simulated` devices too, so that their number costs no compile time.
+    """
+    from cai_jax.models.transformer import LOSS_POSITIONS
+
+    positions = model.loss_positions or (0 if simulated else LOSS_POSITIONS)
+    return dataclasses.replace(model, scan_unroll=model.scan_unroll or 1, loss_positions=positions)
+
+
+def check_rows(name: str, found: int, parts: int) -> None:
+    """Refuses a batch that does not divide over the devices that split it."""
+    if found % parts:
+        raise InputError(
+            f"{name}: expected a multiple of {parts} (data x fsdp devices, and parts of a batch), "
+            f"found {found}"
+        )

@@ -1,0 +1,179 @@
+"""Costs of compiled programs against what is known by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cai_jax.core import hlo_costs
+
+B, D, L = 8, 16, 5
+PRODUCT = 2 * B * D * D
+
+
+def costs(function, *arguments, trips=1, **options):
+    compiled = jax.jit(function, **options).lower(*arguments).compile()
+    return hlo_costs.Module(compiled.as_text()).costs(trips)
+
+
+def abstract(*shape, sharding=None):
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+
+def scanned(x, weights, layer=lambda x, w: jnp.tanh(x @ w)):
+    return jnp.sum(jax.lax.scan(lambda x, w: (layer(x, w), None), x, weights)[0])
+
+
+X, WEIGHTS = abstract(B, D), abstract(L, D, D)
+
+
+def test_a_scanned_product_counts_in_every_round():
+    assert costs(scanned, X, WEIGHTS).flops == L * PRODUCT
+
+
+def test_a_gradient_counts_three_products_and_rematerialisation_a_fourth():
+    # The first layer's input has no gradient of use, but the loop's body is one for all.
+    gradient = jax.grad(scanned, argnums=(0, 1))
+    assert costs(gradient, X, WEIGHTS).flops == 3 * L * PRODUCT
+
+    # Two products a layer, so that the first must be computed again to get the second's gradient.
+    def layer(x, w):
+        return jnp.tanh(jnp.tanh(x @ w) @ w)
+
+    plain = jax.grad(functools.partial(scanned, layer=layer), argnums=(0, 1))
+    again = functools.partial(scanned, layer=jax.checkpoint(layer, prevent_cse=False))
+    assert costs(plain, X, WEIGHTS).flops == 6 * L * PRODUCT
+    # The last product's value is needed for the slope of its tanh: both are computed again.
+    assert costs(jax.grad(again, argnums=(0, 1)), X, WEIGHTS).flops == 8 * L * PRODUCT
+
+
+def test_loops_in_loops_multiply():
+    def outer(x, weights):
+        def repeated(x, _):
+            return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0], None
+
+        return jax.lax.scan(repeated, x, length=3)[0]
+
+    assert costs(outer, X, WEIGHTS).flops == 3 * L * PRODUCT
+
+
+def test_a_loop_that_ends_on_data_takes_the_callers_number():
+    def until(x, w):
+        return jax.lax.while_loop(lambda x: jnp.sum(x) < 100, lambda x: jnp.tanh(x @ w), x)
+
+    found = costs(until, X, abstract(D, D), trips=7)
+    assert (found.flops, found.unknown_loops) == (7 * PRODUCT, 1)
+    assert costs(scanned, X, WEIGHTS, trips=7).unknown_loops == 0
+
+
+def test_a_branch_counts_as_the_dearer_one():
+    def either(x, w):
+        return jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w)
+
+    assert costs(either, X, abstract(D, D)).flops == 2 * PRODUCT
+
+
+def test_batched_products_and_several_contracted_axes():
+    def attention(q, k):
+        return jnp.einsum("bkth,bkhs->bkts", q, k), jnp.einsum("bkth,bkhs->ts", q, k)
+
+    found = costs(attention, abstract(2, 3, 4, 5), abstract(2, 3, 5, 6))
+    assert found.flops == 2 * (2 * (2 * 3 * 4 * 6) * 5)
+
+
+def test_bytes_of_a_product_are_its_operands_and_result_and_slices_count_as_slices():
+    assert costs(lambda x, w: x @ w, X, abstract(D, D)).hbm_bytes == 4 * (2 * B * D + D * D)
+
+    # Each round reads one layer of the stack, not the stack: linear in L, not quadratic.
+    def moved(layers):
+        return costs(scanned, X, abstract(layers, D, D)).hbm_bytes
+
+    growth = moved(64) - moved(32), moved(32) - moved(16)
+    assert growth[0] == 2 * growth[1]
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def test_collectives_by_kind_with_the_rounds_of_their_loop(mesh):
+    by_row = NamedSharding(mesh, P("fsdp"))
+    whole = NamedSharding(mesh, P())
+    stack = abstract(L, D, D, sharding=NamedSharding(mesh, P(None, "fsdp")))
+
+    def gathered(x, weights):
+        def layer(x, w):
+            return jnp.tanh(x @ jax.lax.with_sharding_constraint(w, whole)), None
+
+        return jax.lax.scan(layer, x, weights)[0]
+
+    found = costs(gathered, abstract(B, D, sharding=by_row), stack, out_shardings=by_row)
+    assert found.moved == {"all-gather": L * D * D * 4}
+    assert found.sent == L * D * D * 4 * 7 / 8
+    assert found.flops == L * PRODUCT / 8
+
+    total = costs(
+        lambda x: jnp.sum(x, axis=0), abstract(B, D, sharding=by_row), out_shardings=whole
+    )
+    assert total.moved == {"all-reduce": D * 4}
+    assert total.sent == 2 * D * 4 * 7 / 8
+
+
+def test_groups_of_all_spellings():
+    for text in (
+        "replica_groups={{0,1,2,3},{4,5,6,7}}",
+        "replica_groups=[2,4]<=[8]",
+        "replica_groups=mesh['a'=2,'b'=4] {'b'}",
+        "replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}",
+    ):
+        assert hlo_costs.group_size(text) == 4
+
+
+# As libtpu writes programs: products are convolutions, a batch is a dimension of space that is
+# dilated so that no window holds two entries; loops have no known number of rounds, and may be
+# unrolled by two; what is marked S(1) lies on the chip.
+TPU = """\
+HloModule m
+
+%body (p: (u32[], bf16[4,16,8])) -> (u32[], bf16[4,16,8]) {
+  %two = u32[]{:T(128)} constant(2)
+  %p = (u32[]{:T(128)}, bf16[4,16,8]{2,1,0:T(8,128)(2,1)}) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=0
+  %copy.1 = u32[]{:T(128)S(6)} copy(%i)
+  %next = u32[]{:T(128)} add(%copy.1, %two)
+  %x = bf16[4,16,8]{2,1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %on_chip = bf16[4,8,8]{2,1,0:T(8,128)(2,1)S(1)} custom-call(), custom_call_target="AllocateBuffer"
+  %product = bf16[4,16,8]{2,1,0:T(8,128)(2,1)} convolution(%x, %on_chip), window={size=4 stride=3 \
+lhs_dilate=4}, dim_labels=0bf_0io->0bf
+  %moved = (bf16[4,16,8]{2,1,0}, bf16[4,16,8]{2,1,0}, u32[], u32[]) collective-permute-start(\
+%product), source_target_pairs={{0,1},{1,0}}
+  %done = bf16[4,16,8]{2,1,0} collective-permute-done(%moved)
+  ROOT %t = (u32[]{:T(128)}, bf16[4,16,8]{2,1,0:T(8,128)(2,1)}) tuple(%next, /*index=1*/%done)
+}
+%condition (p.1: (u32[], bf16[4,16,8])) -> pred[] {
+  %bound = u32[]{:T(128)} constant(6)
+  %p.1 = (u32[]{:T(128)}, bf16[4,16,8]{2,1,0:T(8,128)(2,1)}) parameter(0)
+  %i.1 = u32[]{:T(128)} get-tuple-element(%p.1), index=0
+  ROOT %less = pred[]{:T(512)} compare(%i.1, %bound), direction=LT
+}
+ENTRY %main (x.1: bf16[4,16,8]) -> (u32[], bf16[4,16,8]) {
+  %x.1 = bf16[4,16,8]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %zero = u32[]{:T(128)} constant(0)
+  %start = (u32[]{:T(128)}, bf16[4,16,8]{2,1,0:T(8,128)(2,1)}) tuple(%zero, %x.1)
+  ROOT %loop = (u32[]{:T(128)}, bf16[4,16,8]{2,1,0:T(8,128)(2,1)}) while(%start), \
+condition=%condition, body=%body
+}
+"""
+
+
+def test_the_text_of_a_tpu_program():
+    found = hlo_costs.Module(TPU).costs()
+    size = 4 * 16 * 8 * 2  # bytes of x
+    assert found.flops == 3 * 4 * (2 * 16 * 8 * 8)
+    assert found.moved == {"collective-permute": 3 * size}
+    assert found.unknown_loops == 0
+    assert found.hbm_bytes >= 3 * 2 * size  # x and the product, in each round; the weights are free
