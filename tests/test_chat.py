@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny_models
+from transformers import AutoTokenizer
 
 from cai_jax import chat, checkpoints
 from cai_jax.core.keys import base_key
@@ -17,6 +18,7 @@ from cai_jax.text.dialogue import STOPS, cut_at_stop
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat")
     tiny_models.write_llama(folder)
+    tiny_models.write_tokenizer(folder, chat=True)
     return folder
 
 
@@ -62,6 +64,26 @@ def test_an_answer_stops_before_the_next_turn(folder, monkeypatch, capsys):
     answers, _ = talk(monkeypatch, capsys, folder, "a\nb\n", "--temperature=0")
     assert answers == ["one\ntwo", "one\ntwo"]
     assert seen[1] == "\n\nHuman: a\n\nAssistant: one\ntwo\n\nHuman: b\n\nAssistant:"
+
+
+def test_the_chat_template_lays_out_the_turns(folder, monkeypatch, capsys):
+    def writes_on(model, prompts, settings, keys, **_):
+        seen.append(model.tokenizer.decode(prompts[0]))
+        return [SimpleNamespace(text=" one")]
+
+    seen: list[str] = []
+    monkeypatch.setattr("cai_jax.generation.generate.generate", writes_on)
+    talk(monkeypatch, capsys, folder, "a\nb\n", "--temperature=0", "--dialogue_format=chat")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "one"},
+        {"role": "user", "content": "b"},
+    ]
+    assert seen == [
+        tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        for asked in (messages[:1], messages)
+    ]
 
 
 def test_the_oldest_exchange_makes_room_and_a_long_turn_is_refused(folder, monkeypatch, capsys):

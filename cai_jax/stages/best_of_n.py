@@ -32,6 +32,7 @@ def default_config() -> ConfigDict:
     config.max_new_tokens = 256
     config.limit = 0  # at most so many prompts of each file; 0: all
     config.batch_size = 128
+    config.dialogue_format = "plain"  # "\n\nHuman: ..."; or "chat", the model's own template
     config.fields = readers.default_fields()  # what the prompts' files call their columns
     config.data = readers.default_data()
     return config
@@ -64,13 +65,18 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     from cai_jax.data.schema import Candidates, Demonstration, write_records
     from cai_jax.generation.generate import generate
     from cai_jax.generation.preference import check_models, preference_scores
-    from cai_jax.text.dialogue import cut_at_stop, render
+    from cai_jax.text.dialogue import cut_at_stop
+    from cai_jax.text.formats import dialogue_format
 
     check(config, inputs)
     bad = BadRecords(config.data.on_bad_record)
     device_mesh = mesh.make_mesh(config.mesh)
     model = checkpoints.load_model(inputs["model"], device_mesh)
     preference = checkpoints.load_model(inputs["preference_model"], device_mesh)
+    model, preference = (
+        checkpoints.in_format(of, config.dialogue_format) for of in (model, preference)
+    )
+    render = dialogue_format(config.dialogue_format).dialogue
     prompts = readers.read_all_prompts(inputs["prompts"], config.limit, config.fields, bad)
     fitted = fit_prompts(prompts, model.tokenizer, render, config.max_prompt_tokens, config.on_long)
     check_models(model, preference, fitted.ids, config.max_new_tokens + 1)
@@ -96,7 +102,7 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
             # Tokenized as the preference model has learned responses, and with their end.
             ends = [
                 [
-                    *model.tokenizer.encode(f" {text}")[: config.max_new_tokens],
+                    *model.tokenizer.encode(model.tokenizer.answer(text))[: config.max_new_tokens],
                     model.tokenizer.eos_id,
                 ]
                 for text in texts
@@ -152,6 +158,7 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:
         InputError: naming the parameter, what was expected and found.
     """
     from cai_jax.data.prompt_batches import ON_LONG
+    from cai_jax.text.formats import dialogue_format
 
     for role in ("model", "preference_model", "prompts"):
         if not inputs.get(role):
@@ -169,6 +176,7 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:
         raise InputError(
             "temperature: expected more than 0, found 0, which gives n equal responses"
         )
+    dialogue_format(config.dialogue_format)
     settings(config)
 
 
