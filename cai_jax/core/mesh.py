@@ -43,12 +43,25 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
 
     devices = jax.devices() if devices is None else devices
     sizes = mesh_shape(config, len(devices))
-    return jax.make_mesh(
-        sizes,
+    return jax.sharding.Mesh(
+        _arranged(sizes, devices[: math.prod(sizes)]),
         AXES,
         axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
-        devices=devices[: math.prod(sizes)],
     )
+
+
+def _arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> Any:
+    """Devices in an array of `sizes`, neighbours on the network beside each other.
+
+    An axis takes whole axes of a TPU's torus where that can be (8 of 2 x 2 x 2), else parts of them
+    (8 x 8 of 4 x 4 x 4), whose rings are not closed.
+    """
+    from jax.experimental import mesh_utils
+
+    try:
+        return mesh_utils.create_device_mesh(sizes, devices)
+    except NotImplementedError:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def mesh_shape(config: ConfigDict, device_count: int) -> tuple[int, int, int]:

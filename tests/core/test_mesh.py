@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import pytest
 from ml_collections import ConfigDict
@@ -47,3 +49,29 @@ def test_the_mesh_has_the_named_axes_of_type_auto_over_the_first_devices():
     assert made.axis_types == (jax.sharding.AxisType.Auto,) * 3
     assert {d.id for d in made.devices.flat} == {0, 1, 2, 3}
     assert mesh.make_mesh(mesh.default_config()).size == 1
+
+
+@pytest.mark.parametrize("sizes", [(1, 64, 1), (1, 16, 4), (1, 8, 8), (2, 8, 4), (1, 2, 32)])
+def test_every_factorisation_is_laid_on_a_torus(sizes):
+    """Of 4 x 4 x 4 chips, also where no set of its axes has the size of a mesh axis."""
+    chips = [
+        SimpleNamespace(
+            id=i,
+            platform="tpu",
+            device_kind="TPU v5",
+            coords=(i % 4, i // 4 % 4, i // 16),
+            core_on_chip=0,
+            process_index=i // 4,
+            slice_index=0,
+        )
+        for i in range(64)
+    ]
+    arranged = mesh._arranged(sizes, chips)
+    assert arranged.shape == sizes
+    assert sorted(chip.id for chip in arranged.flat) == list(range(64))
+    # Neighbours along the last axis are neighbours on the torus, but for corners of the path.
+    last = arranged.reshape(-1, sizes[-1])
+    for row in last[:, :2]:
+        if len(row) == 2:
+            steps = [min(abs(a - b), 4 - abs(a - b)) for a, b in zip(*(c.coords for c in row))]
+            assert sum(steps) <= 2
