@@ -5,8 +5,9 @@
 Prints one JSON object: bytes on each device and whether they fit, from the compiler; FLOPs, bytes
 of HBM and of collectives, counted in the compiled program with every round of its loops; a time and
 an MFU by a roofline, with what it assumes. The programs are those that the steps run. It needs
-libtpu (pip install 'cai_jax[tpu]'), and no TPU. --config.KEY=VALUE changes a key of the config;
-flags of the compiler are those of launch/env.sh: ". launch/env.sh v5p" first.
+libtpu (pip install 'cai_jax[tpu]'), and no TPU; of GPUs jax's CUDA plugin, and no GPU.
+--config.KEY=VALUE changes a key of the config; flags of the compiler are those of launch/env.sh:
+". launch/env.sh v5p" first.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
         "--topology",
         required=True,
         metavar="NAME",
-        help="chips, as v5p:4x4x4, v4:2x2x4, v5e:4x4 or v6e:16x16; cpu:8 for simulated devices",
+        help="chips, as v5p:4x4x4, v4:2x2x4, v5e:4x4 or v6e:16x16; h100:2x8 for two hosts of eight "
+        "GPUs; cpu:8 for simulated devices",
     )
     flags.add_argument(
         "--step", default="finetune", metavar="STEP", help=f"{', '.join(STEPS)}, or a step's name"

@@ -209,6 +209,8 @@ class Module:
             inside = self._of(i.called("calls") or "", counting)._replace(hbm_bytes=0.0)
         elif i.opcode == "dot":
             inside = NOTHING._replace(flops=_dot_flops(i, computation))
+        elif i.opcode == "custom-call" and "dot_dimension_numbers" in i.attributes:
+            inside = NOTHING._replace(flops=_dot_flops(i, computation))  # cuBLAS
         elif i.opcode == "convolution":
             inside = NOTHING._replace(flops=_convolution_flops(i, computation))
         kind = i.opcode.removesuffix("-start")
@@ -384,8 +386,8 @@ def _hbm(shapes: list[Shape]) -> float:
 
 def _dot_flops(i: Instruction, computation: Computation) -> float:
     left = _shapes_of(i.operands[0], computation)[0].sizes
-    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.attributes)
-    axes = [int(axis) for axis in found[1].split(",") if axis] if found else []
+    found = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)', i.attributes)
+    axes = [int(axis) for axis in re.findall(r"\d+", found[1])] if found else []
     return 2.0 * math.prod(i.shapes[0].sizes) * math.prod(left[axis] for axis in axes)
 
 

@@ -181,6 +181,23 @@ condition=%condition, body=%body
 """
 
 
+GPU = """\
+HloModule m
+ENTRY %main (x: bf16[4,16,8], w: bf16[4,8,32]) -> (bf16[4,16,32], s8[128]) {
+  %x = bf16[4,16,8]{2,1,0} parameter(0)
+  %w = bf16[4,8,32]{2,1,0} parameter(1)
+  ROOT %gemm = (bf16[4,16,32]{2,1,0}, s8[128]{0}) custom-call(%x, %w), \
+custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"alpha_real":1,\
+"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],"rhs_contracting_dimensions":["1"],\
+"lhs_batch_dimensions":["0"],"rhs_batch_dimensions":["0"]}}}
+}
+"""
+
+
+def test_a_library_call_of_a_gpu_program_is_a_product():
+    assert hlo_costs.Module(GPU).costs().flops == 2 * 4 * 16 * 32 * 8
+
+
 def test_the_text_of_a_tpu_program():
     found = hlo_costs.Module(TPU).costs()
     size = 4 * 16 * 8 * 2  # bytes of x

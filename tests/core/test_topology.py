@@ -9,9 +9,12 @@ def test_names_are_generations_and_sizes():
     assert topology.parse("v5p:4x4x8") == ("v5p", (4, 4, 8))
     assert topology.parse("v6e:16x16") == ("v6e", (16, 16))
     assert topology.parse("cpu:8") == ("cpu", (8,))
+    assert topology.parse("h100:2x8") == ("h100", (2, 8))
 
 
-@pytest.mark.parametrize("name", ["v5p", "v5p:4x4", "v6e:4x4x4", "v5e:0x4", "h100:8", "cpu:a", ""])
+@pytest.mark.parametrize(
+    "name", ["v5p", "v5p:4x4", "v6e:4x4x4", "v5e:0x4", "h100:8", "a100:1x8", "cpu:a", ""]
+)
 def test_what_is_no_topology_is_refused_with_examples(name):
     with pytest.raises(InputError, match="expected v4:AxBxC.*as v5p:4x4x4"):
         topology.parse(name)
