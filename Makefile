@@ -23,7 +23,7 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The stamps say what the environment holds; a change of pyproject.toml installs again.
 $(VENV)/installed: pyproject.toml | $(BIN)/python
