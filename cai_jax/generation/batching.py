@@ -44,6 +44,15 @@ def bucket(length: int, smallest: int = SMALLEST_BUCKET) -> int:
     return size * 3 // 4 if smallest < size and length <= size * 3 // 4 else size
 
 
+def coarse_bucket(length: int, smallest: int = 64) -> int:
+    """The smallest of 0, 64, 128, 192, 256, 384, ... (with `smallest` = 64) not below `length`.
+
+    For segments: the programs of short ones cost more to compile than their padding to compute.
+    """
+    size = bucket(length, smallest)
+    return size * 4 // 3 if size % 3 == 0 and 0 < size < 3 * 64 else size
+
+
 def row_count(count: int, batch_size: int, mesh: Mesh | None = None) -> int:
     """Rows of every batch of `count` items: a power of two, at most `batch_size` (rounded up).
 
@@ -68,13 +77,19 @@ def pad_left(prompts: Sequence[Sequence[int]], rows: int) -> tuple[np.ndarray, n
 
     Rows past the prompts repeat the last prompt; what they give is thrown away.
     """
-    width = 1 + bucket(max(len(prompt) for prompt in prompts) - 1)
+    return right_aligned(prompts, rows, 1 + bucket(max(map(len, prompts)) - 1))
+
+
+def right_aligned(
+    texts: Sequence[Sequence[int]], rows: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and mask [rows, width], padded on the left; rows past the texts repeat the last."""
     tokens = np.zeros((rows, width), np.int32)
     mask = np.zeros((rows, width), np.int32)
     for row in range(rows):
-        prompt = prompts[min(row, len(prompts) - 1)]
-        tokens[row, width - len(prompt) :] = prompt
-        mask[row, width - len(prompt) :] = 1
+        text = texts[min(row, len(texts) - 1)]
+        tokens[row, width - len(text) :] = text
+        mask[row, width - len(text) :] = 1
     return tokens, mask
 
 

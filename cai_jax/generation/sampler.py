@@ -167,12 +167,6 @@ def decode_jit(
     return _split(decode(params, config, state, uniform, filters, stop_ids, limit, mode), mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "room", "mesh"))
-def fill_cache_jit(params, config, tokens, mask, room, mesh=None) -> Cache:
-    """`fill_cache`, compiled once for each shape."""
-    return _split_cache(fill_cache(params, config, tokens, mask, room), mesh)
-
-
 def rows_sharding(mesh: Mesh | None) -> NamedSharding | None:
     """Where arrays [B, ...] go: split over the mesh, or the default device."""
     return None if mesh is None else NamedSharding(mesh, P(ROWS))
@@ -200,10 +194,11 @@ def _split(state: Decoding, mesh: Mesh | None) -> Decoding:
         for name, array in state._asdict().items()
         if name != "cache"
     }
-    return state._replace(cache=_split_cache(state.cache, mesh), **fixed)
+    return state._replace(cache=split_cache(state.cache, mesh), **fixed)
 
 
-def _split_cache(cache: Cache, mesh: Mesh | None) -> Cache:
+def split_cache(cache: Cache, mesh: Mesh | None) -> Cache:
+    """Pins the layout of a cache: rows and heads are split over the mesh."""
     if mesh is None:
         return cache
 

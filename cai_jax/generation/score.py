@@ -1,14 +1,17 @@
 """Log-probabilities of given completions, without a [B, T, V] array.
 
-A prompt that several completions share, in one record or in several, is computed once: its keys and
-values are gathered into the rows of its completions. Hidden states become log-probabilities a chunk
-of positions at a time.
+A prefix that prompts share is computed once: a few-shot, a dialogue that is asked about in many
+ways, a prompt with several completions (`reuse.py`). Hidden states become log-probabilities a chunk
+of positions at a time, and those of the completions alone.
+
+Axes: B rows, T tokens of what is read behind the shared prefix, R of them that are scored.
 """
 
 from __future__ import annotations
 
 import functools
 import typing
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
@@ -16,12 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cai_jax.generation import batching
-from cai_jax.generation.sampler import fill_cache_jit, rows_sharding
+from cai_jax.generation import batching, reuse
+from cai_jax.generation.prefixes import Trie, build_trie
+from cai_jax.generation.sampler import rows_sharding
 from cai_jax.generation.settings import Stats
 from cai_jax.models import transformer
 
 if typing.TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from jax.sharding import Mesh
 
     from cai_jax.models.cache import Cache
@@ -52,8 +58,9 @@ def score(
         batch_size: rows computed at a time.
         names: of the prompts in error messages.
         mesh: splits the rows of a batch; None: one device.
-        stats: counts are added here.
-        progress: told of each batch of distinct completions.
+        stats: counts are added here. The last token of a prompt counts once, though the pass over
+            each of its completions begins with it.
+        progress: told of each batch of distinct prompts.
 
     Returns:
         For each prompt and completion a float32 array: one log-probability (nats) a token.
@@ -64,33 +71,38 @@ def score(
     """
     longest = [max((len(text) for text in texts), default=0) for texts in completions]
     prompts = batching.checked_prompts(model, prompts, longest, "tokens of completion", names)
-    wanted: dict[tuple[int, ...], dict[tuple[int, ...], np.ndarray]] = {}
+    found: dict[tuple[tuple[int, ...], tuple[int, ...]], np.ndarray] = {}
     for number, (prompt, texts) in enumerate(zip(prompts, completions)):
         for index, text in enumerate(texts):
             name = f"{names[number] if names else f'prompt {number}'}: completion {index}"
             batching.check_tokens(text, model.config.vocab_size, name)
-        wanted.setdefault(tuple(prompt), {}).update(
-            {tuple(text): np.zeros(0, np.float32) for text in texts}
-        )
+            found[tuple(prompt), tuple(text)] = np.zeros(0, np.float32)
 
+    pairs = [pair for pair in found if pair[1]]
+    left = Counter(prompt for prompt, _ in pairs)  # completions that are not scored yet
     with batching.measured(stats) as stats:
-        distinct = list(wanted)
-        rows = batching.row_count(len(distinct), batch_size, mesh)
-        text_rows = batching.row_count(sum(map(len, wanted.values())), batch_size, mesh)
-        for batch in batching.batches([len(prompt) for prompt in distinct], rows):
-            group = {distinct[index]: wanted[distinct[index]] for index in batch}
-            _score_group(model, group, rows, text_rows, mesh)
-            stats.forwarded_prompt_tokens += sum(
-                len(prompt) for prompt, texts in group.items() if any(texts)
-            )
-            if progress is not None:
-                progress.advance(len(batch))
+        if progress is not None:
+            progress.advance(len({tuple(prompt) for prompt in prompts} - set(left)))
+        # The last token of a prompt predicts the first of a completion, and is read with it.
+        heads = [prompt[:-1] for prompt, _ in pairs]
+        tails = [[prompt[-1], *text[:-1]] for prompt, text in pairs]
+        targets = [text for _, text in pairs]
+        trie = build_trie(heads)
+        for batch, arrays in _read_all(
+            model, trie, heads, tails, targets, batch_size, "all", mesh, stats
+        ):
+            for number, array in zip(batch, arrays):
+                found[pairs[number]] = array[len(array) - len(targets[number]) :]
+            left.subtract(pairs[number][0] for number in batch)
+            done = [prompt for prompt in {pairs[number][0] for number in batch} if not left[prompt]]
+            if progress is not None and done:
+                progress.advance(len(done))
+        stats.forwarded_prompt_tokens += reuse.forwarded(trie, heads) + len(left)
         stats.prompt_tokens += sum(
             len(prompt) * len(texts) for prompt, texts in zip(prompts, completions)
         )
-        stats.slots = max(stats.slots, rows)
     return [
-        [wanted[tuple(prompt)][tuple(text)] for text in texts]
+        [found[tuple(prompt), tuple(text)] for text in texts]
         for prompt, texts in zip(prompts, completions)
     ]
 
@@ -129,21 +141,25 @@ def choice_logprobs(
     prompts = batching.checked_prompts(
         model, prompts, [1] * len(prompts), "token of the choice", names
     )
-    place = functools.partial(jax.device_put, device=rows_sharding(mesh))
-    tokens = jnp.asarray([choice[0] for choice in choices], jnp.int32)
+    numbers: dict[tuple[int, ...], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        numbers.setdefault(tuple(prompt), []).append(number)
+    distinct = list(numbers)
     result = np.zeros((len(prompts), len(choices)), np.float32)
     with batching.measured(stats) as stats:
-        rows = batching.row_count(len(prompts), batch_size, mesh)
-        for batch in batching.batches([len(prompt) for prompt in prompts], rows):
-            padded, mask = batching.pad_left([prompts[index] for index in batch], rows)
-            read = _read_choices(model.params, model.config, place(padded), place(mask), tokens)
-            result[batch] = np.asarray(read)[: len(batch)]
+        heads, tails = [prompt[:-1] for prompt in distinct], [prompt[-1:] for prompt in distinct]
+        targets = [[choice[0] for choice in choices]] * len(distinct)
+        trie = build_trie(heads)
+        for batch, arrays in _read_all(
+            model, trie, heads, tails, targets, batch_size, "last", mesh, stats
+        ):
+            same = [numbers[distinct[index]] for index in batch]
+            for places, row in zip(same, arrays):
+                result[places] = row
             if progress is not None:
-                progress.advance(len(batch))
-        count = sum(len(prompt) for prompt in prompts)
-        stats.prompt_tokens += count
-        stats.forwarded_prompt_tokens += count
-        stats.slots = max(stats.slots, rows)
+                progress.advance(sum(map(len, same)))
+        stats.prompt_tokens += sum(map(len, prompts))
+        stats.forwarded_prompt_tokens += reuse.forwarded(trie, heads) + len(distinct)
     return result
 
 
@@ -169,78 +185,72 @@ def token_logprobs(
     return lax.map(read, (flat, wanted)).reshape(-1)[:count].reshape(targets.shape)
 
 
-def _score_group(
+Where = typing.Literal["all", "last"]
+"""Targets are the tokens that follow the last positions, or they all may follow the last one."""
+
+
+def _read_all(
     model: LanguageModel,
-    group: dict[tuple[int, ...], dict[tuple[int, ...], np.ndarray]],
-    rows: int,
-    text_rows: int,
+    trie: Trie,
+    heads: Sequence[Sequence[int]],
+    tails: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    batch_size: int,
+    where: Where,
     mesh: Mesh | None,
-) -> None:
-    """Fills in the arrays of at most `rows` prompts, `text_rows` completions at a time."""
+    stats: Stats,
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """(texts, log-probabilities [B, R] of their targets, on the right) of all texts.
+
+    Args:
+        model: on the devices of `mesh`.
+        trie: of the heads.
+        heads: what texts may share.
+        tails: what follows it; never empty.
+        targets: of each text, tokens.
+        batch_size: rows computed at a time.
+        where: the targets are.
+        mesh: splits the rows of a batch.
+        stats: `slots` is set here.
+    """
     place = functools.partial(jax.device_put, device=rows_sharding(mesh))
-    prompts = [list(prompt) for prompt in group]
-    tokens, mask = batching.pad_left(prompts, rows)
-    pairs = [(row, text) for row, texts in enumerate(group.values()) for text in texts if len(text)]
-    if not pairs:
-        return
-    # As in sampling, the prompt's last token goes with the completion: it predicts the first one.
-    room = batching.bucket(max(len(text) for _, text in pairs), SMALLEST_COMPLETION)
-    cache = fill_cache_jit(
-        model.params, model.config, place(tokens[:, :-1]), place(mask[:, :-1]), room, mesh
-    )
-    for first in range(0, len(pairs), text_rows):
-        some = pairs[first : first + text_rows]
-        source = np.zeros(text_rows, np.int32)
-        inputs, targets, valid = (np.zeros((text_rows, room), np.int32) for _ in range(3))
-        for row, (prompt_row, text) in enumerate(some):
-            source[row] = prompt_row
-            inputs[row, : len(text)] = [prompts[prompt_row][-1], *text[:-1]]
-            targets[row, : len(text)] = text
-            valid[row, : len(text)] = 1
-        arrays = (place(array) for array in (source, inputs, targets, valid))
-        logprobs = np.asarray(_continue(model.params, model.config, cache, *arrays))
-        for row, (prompt_row, text) in enumerate(some):
-            group[tuple(prompts[prompt_row])][text] = logprobs[row, : len(text)]
+    texts = [[*head, *tail] for head, tail in zip(heads, tails)]
+    rows = batching.row_count(len(texts), batch_size, mesh)
+    stats.slots = max(stats.slots, rows)
+    for batch in reuse.walk(model, trie, texts, rows, batch_size, mesh):
+        rest = [texts[number][trie.start(number) :] for number in batch.texts]
+        wanted = [targets[number] for number in batch.texts]
+        width = longest = max(map(len, wanted))
+        if where == "all":
+            width = batching.bucket(longest, SMALLEST_COMPLETION)
+        # Wide enough for the targets; the last token of a prompt is one more than its segments.
+        length = max(width, 1 + batching.coarse_bucket(max(map(len, rest)) - 1, 32))
+        tokens, mask = batching.right_aligned(rest, rows, length)
+        aligned, _ = batching.right_aligned(wanted, rows, width)
+        arrays = (place(array) for array in (batch.source, tokens, mask, aligned))
+        read = _read(model.params, model.config, batch.cache, *arrays, where)
+        yield batch.texts, np.asarray(read)[: len(rest)]
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _continue(
+@functools.partial(jax.jit, static_argnames=("config", "where"))
+def _read(
     params: transformer.Params,
     config: ModelConfig,
-    cache: Cache,
+    cache: Cache | None,
     source: jax.Array,
-    inputs: jax.Array,
-    targets: jax.Array,
-    valid: jax.Array,
-) -> jax.Array:
-    """Log-probabilities [B, C] of targets, each row continuing the prompt of cache row source."""
-
-    def gather(arrays):  # [..., B, K, H, S] or [..., B, K, S, H]
-        return jax.tree.map(lambda array: jnp.take(array, source, axis=-4), arrays)
-
-    cache = cache._replace(
-        keys=gather(cache.keys),
-        values=gather(cache.values),
-        valid=jnp.take(cache.valid, source, axis=0),
-    )
-    prompt_lengths = jnp.sum(cache.valid, axis=1, keepdims=True)
-    positions = prompt_lengths + jnp.arange(inputs.shape[1])
-    hidden, _ = transformer.forward(
-        params, config, inputs, positions=positions, segments=valid, cache=cache
-    )
-    return token_logprobs(params, config, hidden, targets)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _read_choices(
-    params: transformer.Params,
-    config: ModelConfig,
     tokens: jax.Array,
     mask: jax.Array,
-    choices: jax.Array,
+    targets: jax.Array,
+    where: Where,
 ) -> jax.Array:
-    """Log-probabilities [B, k] of the tokens `choices` [k] after prompts padded on the left."""
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    hidden, _ = transformer.forward(params, config, tokens, positions=positions, segments=mask)
+    """Log-probabilities [B, R] of targets after texts [B, T] that continue cache rows `source`."""
+    if cache is None:
+        positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        hidden, _ = transformer.forward(params, config, tokens, positions=positions, segments=mask)
+    else:
+        hidden, _ = reuse.continued(params, config, cache, source, tokens, mask)
+    if where == "all":
+        return token_logprobs(params, config, hidden[:, -targets.shape[1] :], targets)
     logits = transformer.logits(params, config, hidden[:, -1])
-    return logits[:, choices] - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    chosen = jnp.take_along_axis(logits, targets, axis=1)
+    return chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True)

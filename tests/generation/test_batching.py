@@ -17,6 +17,10 @@ def test_buckets_are_a_coarse_grid():
         *(0, 0, 16, 16, 24, 24, 32, 48, 48, 64, 128)
     ]
     assert [batching.bucket(n, 4) for n in (1, 4, 5, 6, 7, 9)] == [4, 4, 6, 6, 8, 12]
+    assert [batching.coarse_bucket(n) for n in (0, 1, 64, 65, 129, 193, 257)] == [
+        *(0, 64, 64, 128, 192, 256, 384)
+    ]
+    assert [batching.coarse_bucket(n, 32) for n in (1, 33, 65, 129)] == [32, 64, 128, 192]
     for n in range(1, 2000):
         assert n <= batching.bucket(n) < max(1.5 * n, 17)
 

@@ -1,12 +1,17 @@
 """Scoring of given completions, against one torch forward for each token."""
 
 import dataclasses
+import functools
+import types
 
 import numpy as np
 import pytest
 import references
+import tiny_models
 
+from cai_jax import checkpoints
 from cai_jax.errors import InputError
+from cai_jax.generation import prefixes
 from cai_jax.generation import score as scoring
 from cai_jax.generation.score import choice_logprobs, score
 from cai_jax.generation.settings import Stats
@@ -46,7 +51,7 @@ def test_scores_are_those_of_a_slow_loop(llama, expected, batch_size):
     assert stats.forwarded_prompt_tokens == len(A) + len(C) + 1
     assert stats.prompt_tokens == 7 * len(A) + len(C) + 1
     assert stats.generated_tokens == stats.decode_steps == 0
-    assert stats.slots == min(batch_size, 4)
+    assert stats.slots == min(batch_size, 8)  # for five distinct completions
 
 
 def test_chunks_of_positions_change_nothing(llama, expected, monkeypatch):
@@ -56,6 +61,48 @@ def test_chunks_of_positions_change_nothing(llama, expected, monkeypatch):
     found = score(model, PROMPTS[:1], COMPLETIONS[:1], batch_size=8)
     for array, logprobs in zip(found[0], expected[0]):
         assert np.allclose(array, logprobs, atol=1e-4)
+
+
+FAMILIES = ("gemma2: caps, every other layer windowed", "gpt2: tied")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shared_and_cut_prefixes_change_nothing(tmp_path, monkeypatch, family):
+    """Positions, windows and caps are those of the text, however it is cut and put together."""
+    kind, shape = tiny_models.CASES[family]
+    module = tiny_models.write_family(tmp_path, kind, **shape)
+    tiny_models.write_tokenizer(tmp_path)
+    model = checkpoints.load_model(tmp_path)
+    rng = np.random.default_rng(0)
+
+    def words(count):
+        return rng.integers(3, 71, count).tolist()
+
+    few_shots = words(17)
+    dialogues = [few_shots + words(n) for n in (3, 12, 7)]
+    # Few shapes: two levels of segments, and leaves of at most five tokens with their completions.
+    prompts = [dialogue + words(n) for dialogue in dialogues for n in (1, 2, 2)]
+    prompts += [dialogues[0]]
+    monkeypatch.setattr(
+        scoring, "build_trie", functools.partial(prefixes.build_trie, least=2, most=17)
+    )
+    stats = Stats()
+    texts = [[words(2), words(1)][: 1 + number % 2] for number in range(len(prompts))]
+    told: list[int] = []
+    progress = types.SimpleNamespace(advance=told.append)
+    found = score(model, prompts, texts, batch_size=8, stats=stats, progress=progress)
+    for prompt, of_prompt, arrays in zip(prompts, texts, found):
+        for text, array in zip(of_prompt, arrays):
+            assert np.allclose(array, references.logprobs(module, prompt, text), atol=1e-4)
+    # A last token is read with each prompt's completions, and may be another's token before.
+    least = prefixes.distinct_tokens(prompts)
+    assert least <= stats.forwarded_prompt_tokens <= least + len(prompts)
+    assert stats.prompt_tokens > 4 * least
+    assert sum(told) == len(prompts)
+    choices = choice_logprobs(model, prompts, [[5], [6]], batch_size=8)
+    for prompt, row in zip(prompts, choices):
+        full = references.log_softmax(references.next_logits(module, prompt))
+        assert np.allclose(row, full[[5, 6]], atol=1e-4)
 
 
 def test_nothing_to_score_is_nothing(llama):
