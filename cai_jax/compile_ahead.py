@@ -350,7 +350,8 @@ def sweep(asked: Asked, described: topology.Topology) -> dict[str, Any]:
         InputError: none fits.
     """
     count = len(described.devices)
-    tried, fitting = [], []
+    tried: list[dict[str, Any]] = []
+    fitting: list[tuple[float, int, dict[str, Any]]] = []
     for tensor in divisors(count):
         if tensor > MOST_TENSOR:
             break

@@ -198,10 +198,8 @@ def decode_programs(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> list[
     layouts = {name: whole if name == "step" else by_row for name in state._fields}
     layouts["cache"] = cache_shardings(state.cache, mesh)
     state = type(state)(**{n: placed_as(x, layouts[n]) for n, x in state._asdict().items()})
-    filters, stops, limit = placed_as(
-        (Filter(*map(np.float32, (1, 0, 1))), np.zeros(1, np.int32), np.int32(new)), whole
-    )
-    filters = filters._replace(top_k=limit)
+    stops, limit, number = placed_as((np.zeros(1, np.int32), np.int32(new), np.float32(1)), whole)
+    filters = Filter(temperature=number, top_k=limit, top_p=number)
     mode = mode_of(config.temperature, config.top_k, config.top_p)
     useful = 2.0 * parameter_count(params) * rows
     prefill = (params, model, tokens, mask, done, room, mesh)
