@@ -8,7 +8,7 @@ import numpy as np
 
 NO_NODE = -1  # the parent of what stands at the beginning of a text
 
-LEAST = 16  # tokens of a shared segment; a shorter one is computed anew with what follows it
+LEAST = 64  # tokens of a shared segment: a shorter one costs more to compile and pad than it saves
 WORTH = 0.05  # of the tokens computed: what levels must save to be worth programs of their own
 MOST = 1024  # tokens of a segment: longer ones are computed part by part
 

@@ -74,13 +74,13 @@ def test_what_is_shared_is_computed_once_on_a_workload_of_few_shots():
     few_shots = words(700)
     dialogues = [few_shots + words(rng.randint(30, 200)) for _ in range(20)]
     texts = [dialogue + words(rng.randint(20, 80)) for dialogue in dialogues for _ in range(16)]
-    trie = build_trie(texts)
+    trie = build_trie(texts, least=16)
     assert forwarded(trie, texts) == distinct_tokens(texts) < 0.1 * sum(map(len, texts))
     assert len(trie.nodes) == 21
     # However long the few-shots are, what is shared behind them is not computed again.
     longer = words(20_000)
     texts = [longer + text for text in texts]
-    assert forwarded(build_trie(texts), texts) == distinct_tokens(texts)
+    assert forwarded(build_trie(texts, least=16), texts) == distinct_tokens(texts)
 
 
 def test_levels_that_save_little_are_left_out():
@@ -89,11 +89,11 @@ def test_levels_that_save_little_are_left_out():
     texts = [few_shots + rng.choices(range(10_000), k=50) for _ in range(30)]
     texts += [texts[0][:-1] + [n] for n in (1, 2)]
     # Of 4,800 tokens the few-shots save 3,100, and 49 tokens of three texts 98: 1,602 are left.
-    assert [node.end for node in build_trie(texts, worth=0.061).nodes] == [100, 149]
-    trie = build_trie(texts, worth=0.062)
+    assert [node.end for node in build_trie(texts, least=16, worth=0.061).nodes] == [100, 149]
+    trie = build_trie(texts, least=16, worth=0.062)
     assert [node.end for node in trie.nodes] == [100]
     assert trie.parents == [0] * 32
-    assert build_trie(texts, worth=2.0) == ([], [NO_NODE] * 32)
+    assert build_trie(texts, least=16, worth=2.0) == ([], [NO_NODE] * 32)
 
 
 def test_long_segments_are_cut_whether_shared_or_not():
