@@ -20,7 +20,7 @@ from cai_jax.core import optimizer as optimizers
 from cai_jax.data import comparisons, packing
 from cai_jax.data.prompt_batches import PromptBatch
 from cai_jax.errors import InputError
-from cai_jax.models import lora
+from cai_jax.models import computing, lora
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.language_model import LanguageModel
 from cai_jax.stages import finetune, ppo, preference
@@ -87,7 +87,8 @@ def _update(
         lambda params: lora.split(params, config.lora, jax.random.key(0)), params
     )
     state, shardings = training.abstract_state(trained, optimizer, mesh)
-    step = stage.compiled(config, model, optimizer, mesh, shardings, frozen)
+    update = stage.make_step(computing.computed(model, config), optimizer, config)
+    step = training.compiled_update(update, mesh, shardings, frozen)
     tokens = math.prod(batch.tokens.shape)
     whole = parameter_count(params)
     # Frozen parameters have no gradients of their own: 2 a token less.

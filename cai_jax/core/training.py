@@ -51,6 +51,34 @@ def apply_gradients(
     return TrainState(optax.apply_updates(state.params, updates), optimizer_state, state.step + 1)
 
 
+def compiled_update(
+    update: Callable[[TrainState, Any, Any], tuple[TrainState, Any]],
+    mesh: Mesh,
+    shardings: Any,
+    frozen: Any,
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, Any]]:
+    """The program of `update`(state, frozen, batch) -> (state, metrics).
+
+    It takes over the memory of the state.
+
+    Args:
+        update: a pure function; metrics are scalars.
+        mesh: the rows of a batch are split over it.
+        shardings: of the state.
+        frozen: what the update does not change: arrays, or their shapes.
+    """
+    return jax.jit(
+        sharding.on_mesh(update, mesh),
+        donate_argnums=0,
+        in_shardings=(
+            shardings,
+            sharding.tree_shardings(frozen, mesh),
+            sharding.batch_sharding(mesh),
+        ),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+
+
 def summed_gradients(
     loss: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, batch: Any, parts: int
 ) -> tuple[Any, Any]:

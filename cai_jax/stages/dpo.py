@@ -112,7 +112,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     pairs = [pair for source in data if source.trained for pair in source.fitted.pairs]
     length = max(map(comparisons.longer_length, (p for s in data for p in s.fitted.pairs)))
     model_config = computing.computed(model.config, config)
-    rows, whole = sharding.batch_sharding(device_mesh), sharding.replicated(device_mesh)
+    rows = sharding.batch_sharding(device_mesh)
     logprobs = jax.jit(
         lambda params, batch: response_logprobs(params, model_config, batch),
         in_shardings=(sharding.tree_shardings(model.params, device_mesh), rows),
@@ -144,12 +144,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     optimizer = optimizers.with_average(optimizer, config.ema_decay)
     trained, frozen = lora.split(model.params, config.lora, key)
     state, shardings = training.create_state(trained, optimizer, device_mesh)
-    step = jax.jit(
-        make_step(model_config, optimizer, config),
-        donate_argnums=0,
-        in_shardings=(shardings, sharding.tree_shardings(frozen, device_mesh), rows),
-        out_shardings=(shardings, whole),
-    )
+    update = make_step(model_config, optimizer, config)
+    step = training.compiled_update(update, device_mesh, shardings, frozen)
     tokens = 0
     pending: list[Any] = []  # metrics still on devices: read together, so that nothing waits
     recent: list[list[str]] = []

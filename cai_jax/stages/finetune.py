@@ -137,7 +137,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     trained, frozen = lora.split(model.params, config.lora, key)
     state, shardings = training.create_state(trained, optimizer, device_mesh)
     batch_sharding = sharding.batch_sharding(device_mesh)
-    step = compiled(config, model.config, optimizer, device_mesh, shardings, frozen)
+    update = make_step(computing.computed(model.config, config), optimizer, config)
+    step = training.compiled_update(update, device_mesh, shardings, frozen)
     records = tokens = 0
     pending: list[Any] = []  # metrics still on devices: read together, so that nothing waits
     seen: list[list[list[int]]] = []  # the rows of each
@@ -168,32 +169,6 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
             folder / ADAPTER, model.config, trained, config.lora, str(inputs["model"])
         )
     return counts
-
-
-def compiled(
-    config: ConfigDict,
-    model_config: ModelConfig,
-    optimizer: Any,
-    device_mesh: Any,
-    shardings: Any,
-    frozen: Any,
-) -> Any:
-    """The program of an update, which takes over the memory of the state."""
-    import jax
-
-    from cai_jax.core import sharding
-
-    step = make_step(computing.computed(model_config, config), optimizer, config)
-    return jax.jit(
-        sharding.on_mesh(step, device_mesh),
-        donate_argnums=0,
-        in_shardings=(
-            shardings,
-            sharding.tree_shardings(frozen, device_mesh),
-            sharding.batch_sharding(device_mesh),
-        ),
-        out_shardings=(shardings, sharding.replicated(device_mesh)),
-    )
 
 
 def make_step(model_config: ModelConfig, optimizer: Any, config: ConfigDict) -> Any:

@@ -129,7 +129,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     state, shardings = training.create_state(trained, optimizer, device_mesh)
     batch_sharding, whole = sharding.batch_sharding(device_mesh), sharding.replicated(device_mesh)
     model_config = computing.computed(model.config, config)
-    step = compiled(config, model.config, optimizer, device_mesh, shardings, frozen)
+    update = make_step(model_config, optimizer, config)
+    step = training.compiled_update(update, device_mesh, shardings, frozen)
 
     def place(pairs: Sequence[TokenPair]) -> PairBatch | SharedBatch:
         return jax.device_put(fill(pairs, config.pairs, length), batch_sharding)
@@ -292,32 +293,6 @@ def starting_params(model: LanguageModel) -> dict[str, Any]:
     if "score_head" not in params:
         params = transformer.add_score_head(params, model.config)
     return params
-
-
-def compiled(
-    config: ConfigDict,
-    model_config: ModelConfig,
-    optimizer: Any,
-    device_mesh: Any,
-    shardings: Any,
-    frozen: Any,
-) -> Any:
-    """The program of an update, which takes over the memory of the state."""
-    import jax
-
-    from cai_jax.core import sharding
-
-    step = make_step(computing.computed(model_config, config), optimizer, config)
-    return jax.jit(
-        sharding.on_mesh(step, device_mesh),
-        donate_argnums=0,
-        in_shardings=(
-            shardings,
-            sharding.tree_shardings(frozen, device_mesh),
-            sharding.batch_sharding(device_mesh),
-        ),
-        out_shardings=(shardings, sharding.replicated(device_mesh)),
-    )
 
 
 def make_step(model_config: ModelConfig, optimizer: Any, config: ConfigDict) -> Any:
