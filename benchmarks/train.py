@@ -10,7 +10,11 @@ first, which compiles. `losses` of all contestants must agree, or the times mean
 
 MFU is 6 FLOPs a parameter and token (and 12 L N H T / 2 a token for causal attention), over the
 peak of a large float32 matrix product that is measured in the same run. A machine that does
-something else besides gives no number worth keeping: none has been kept here yet.
+something else besides gives no number worth keeping.
+
+Measured on two CPU cores (206 GFLOP/s), shape 28m, 4 rounds, updates against torch's: finetune 0.88
+times as fast (688 tokens/s, MFU 58 %), preference 0.87 times, with shared prompts 1.40 times. The
+tokens of a shared prompt count twice, as torch computes them, so its MFU may pass 100 %.
 """
 
 import argparse
