@@ -254,11 +254,12 @@ def test_the_command_and_the_builders_know_the_same_data_sets():
     ("name", "content"),
     [
         ("train.jsonl", b"\x00\xff\xfe random"),
-        ("train.jsonl.gz", gzip.compress(b'{"chosen": 1}' * 99)[:-12]),
+        ("train.jsonl.gz", gzip.compress(b'{"chosen": 1}' * 99, mtime=0)[:-12]),
         ("train.jsonl.gz", b""),
         ("train.csv", b'chosen,rejected\n"unended,x\n'),
         ("train.jsonl", b"[[[[{"),
     ],
+    ids=["binary", "cut gzip", "empty gzip", "unended csv", "unended json"],
 )
 @pytest.mark.parametrize("dataset", ["hh_rlhf/harmless-base", "red_team_attempts"])
 def test_no_file_whatever_gives_a_traceback(capsys, tmp_path, dataset, name, content):
