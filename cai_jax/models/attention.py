@@ -24,7 +24,7 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, state, layer, rotation, bias, start):
+    def __call__(self, x, state, layer, rotation, bias, start, past=None):
         c = self.config
         batch, length, _ = x.shape
         # The head dim counts into the fan-in: attention starts smaller by H^0.5 and near uniform.
@@ -38,9 +38,9 @@ class Attention(nn.Module):
         value_kernel = self._array("value", project, (c.width, c.kv_heads, c.head_dim))
         out_kernel = self._array("out", project_out, (c.heads, c.head_dim, c.width))
 
-        queries = jnp.einsum("btd,dnh->bnth", x, query_kernel)
-        keys = jnp.einsum("bsd,dkh->bksh", x, key_kernel)
-        values = jnp.einsum("bsd,dkh->bksh", x, value_kernel)
+        queries = _projected(x, query_kernel)
+        keys = _projected(x, key_kernel)
+        values = _projected(x, value_kernel)
         into_heads = "btd,dr->btr", "btr,rnh->bnth"
         queries = with_adapter(self, "query", x, queries, *into_heads)
         keys = with_adapter(self, "key", x, keys, *into_heads)
@@ -56,31 +56,35 @@ class Attention(nn.Module):
             queries, keys = rotate(queries, rotation), rotate(keys, rotation)
         keys = jnp.swapaxes(keys, 2, 3)  # [B, K, H, S]
         if state is not None:
-            zero = jnp.zeros((), jnp.int32)
-            all_keys = lax.dynamic_update_slice(
-                state[0], keys[None], (layer, zero, zero, zero, start)
-            )
-            all_values = lax.dynamic_update_slice(
-                state[1], values[None], (layer, zero, zero, start, zero)
-            )
-            keys = lax.dynamic_index_in_dim(all_keys, layer, keepdims=False)
-            values = lax.dynamic_index_in_dim(all_values, layer, keepdims=False)
-            state = (all_keys, all_values)
+            state, (keys, values) = _written(state, (keys, values), layer, start)
 
         # The G heads of a group are more rows of one matrix product with their shared keys.
         queries = queries.reshape(batch, c.kv_heads, c.groups * length, c.head_dim)
         scale = (c.query_scalar or c.head_dim) ** -0.5
-        weights = jnp.einsum(
-            "bkth,bkhs->bkts", queries * scale, keys, preferred_element_type=jnp.float32
-        )
+        weights = _products(queries * scale, keys)
+        if past is not None:
+            before = _products(queries * scale, past.keys.astype(c.dtype))
+            if past.scales is not None:
+                before = before * past.scales[0][:, :, None]
+            weights = jnp.concatenate([before, weights], axis=-1)
         if c.attention_soft_cap is not None:
             weights = c.attention_soft_cap * jnp.tanh(weights / c.attention_soft_cap)
         weights = weights.reshape(batch, c.kv_heads, c.groups, length, -1) + bias[:, None, None]
         weights = jax.nn.softmax(weights, axis=-1).astype(c.dtype)
         weights = weights.reshape(batch, c.kv_heads, c.groups * length, -1)
-        attended = jnp.einsum("bkts,bksh->bkth", weights, values)
+        if past is None:
+            attended = jnp.einsum("bkts,bksh->bkth", weights, values)
+        else:
+            before, weights = jnp.split(weights, [past.values.shape[-2]], axis=-1)
+            if past.scales is not None:
+                before = (before * past.scales[1][:, :, None]).astype(c.dtype)
+            attended = jnp.einsum("bkts,bksh->bkth", weights, values)
+            attended += jnp.einsum("bkts,bksh->bkth", before, past.values.astype(c.dtype))
         attended = attended.reshape(batch, c.heads, length, c.head_dim)
-        made = jnp.einsum("bnth,nhd->btd", attended, out_kernel)
+        if length == 1:
+            made = attended.reshape(batch, 1, -1) @ out_kernel.reshape(-1, c.width)
+        else:
+            made = jnp.einsum("bnth,nhd->btd", attended, out_kernel)
         made = with_adapter(self, "out", attended, made, "bnth,nhr->btr", "btr,rd->btd")
         if c.out_bias:
             made += self._bias("out_bias", (c.width,))
@@ -91,6 +95,37 @@ class Attention(nn.Module):
 
     def _bias(self, name: str, shape: tuple[int, ...]) -> jax.Array:
         return self._array(name, nn.initializers.zeros, shape)
+
+
+def _projected(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[B, N, T, H] of x [B, T, D] and a kernel [D, N, H]."""
+    if x.shape[1] > 1:
+        return jnp.einsum("btd,dnh->bnth", x, kernel)
+    # One product as it is: for few rows XLA would transpose the kernel, in every decode step.
+    made = x @ kernel.reshape(kernel.shape[0], -1)
+    return made.reshape(len(x), *kernel.shape[1:])[:, :, None]
+
+
+def _written(state: Any, new: Any, layer: Any, start: Any) -> tuple[Any, Any]:
+    """The caches of keys and values with new ones from column `start` on; those of the layer.
+
+    The caches are of all layers, or, where `layer` is None, of this one.
+    """
+    zero = jnp.zeros((), jnp.int32)
+    places = (zero, zero, zero, start), (zero, zero, start, zero)
+    if layer is None:
+        state = tuple(lax.dynamic_update_slice(*of) for of in zip(state, new, places))
+        return state, state
+    state = tuple(
+        lax.dynamic_update_slice(array, part[None], (layer, *place))
+        for array, part, place in zip(state, new, places)
+    )
+    return state, [lax.dynamic_index_in_dim(array, layer, keepdims=False) for array in state]
+
+
+def _products(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """[B, K, T, S] in float32."""
+    return jnp.einsum("bkth,bkhs->bkts", queries, keys, preferred_element_type=jnp.float32)
 
 
 class HeadNorm(nn.Module):
@@ -122,6 +157,20 @@ def segment_bias(
     if window is not None:
         assert positions is not None
         seen &= positions[:, :, None] - positions[:, None, :] < window
+    return jnp.where(seen, 0.0, MASKED)
+
+
+def past_bias(
+    lengths: jax.Array, positions: jax.Array, span: int, window: int | None = None
+) -> jax.Array:
+    """[B, T, S]: 0 where the token at a position [B, T] may see column s of S = `span`.
+
+    Column s of row b holds the token at position s, if s < lengths[b].
+    """
+    columns = jnp.arange(span)
+    seen = jnp.broadcast_to(columns < lengths[:, None, None], (*positions.shape, span))
+    if window is not None:
+        seen &= positions[:, :, None] - columns < window
     return jnp.where(seen, 0.0, MASKED)
 
 
