@@ -59,9 +59,7 @@ def decided(
 ) -> list[tuple[float, float]]:
     """(P(A is better) before clamping, 1.0 if A is) where a principle covers one side's harms."""
     judged = measures.judge_comparisons(comparisons, oracle.judge, covers, probability)
-    return [
-        (c.p, float(bool(c.faults_b))) for c in judged if bool(c.faults_a) != bool(c.faults_b)
-    ]
+    return [(c.p, float(bool(c.faults_b))) for c in judged if bool(c.faults_a) != bool(c.faults_b)]
 
 
 def covers(principle: str | None) -> frozenset[str]:
