@@ -1,4 +1,4 @@
-"""Bootstrap intervals, over records or over clusters of them; exact in their seed."""
+"""Intervals: bootstrap over records or clusters, exact in their seed; Student's over runs."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -88,6 +88,27 @@ def rate_interval(
     if interval.value == 0.0:
         return Interval(0.0, 0.0, 1.0 - limit)
     return interval
+
+
+def student_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:
+    """The mean of a few independent `values` [n], one a run, with Student's t interval.
+
+    Of one value the ends are infinite: nothing is known of its spread.
+
+    Raises:
+        ValueError: if there are no values.
+    """
+    from scipy.special import stdtrit
+
+    values = np.asarray(values, np.float64)
+    if values.size == 0:
+        raise ValueError("student_interval: expected at least one value, found none")
+    mean = float(values.mean())
+    if values.size == 1:
+        return Interval(mean, -np.inf, np.inf)
+    error = float(values.std(ddof=1)) / np.sqrt(values.size)
+    reach = float(stdtrit(values.size - 1, 0.5 + level / 2)) * error
+    return Interval(mean, mean - reach, mean + reach)
 
 
 def paired_difference(
