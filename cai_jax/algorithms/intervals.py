@@ -106,7 +106,7 @@ def student_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) 
     mean = float(values.mean())
     if values.size == 1:
         return Interval(mean, -np.inf, np.inf)
-    error = float(values.std(ddof=1)) / np.sqrt(values.size)
+    error = float(values.std(ddof=1) / np.sqrt(values.size))
     reach = float(stdtrit(values.size - 1, 0.5 + level / 2)) * error
     return Interval(mean, mean - reach, mean + reach)
 

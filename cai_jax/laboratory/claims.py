@@ -293,7 +293,7 @@ def strictly_ordered(runs: Sequence[Run]) -> list[Part]:
 
     def apart(name: str, of: Measure) -> Part:
         interval = student_interval(values_of(runs, of))
-        return Part(name, interval, "95 % interval above 0", interval.low > 0)
+        return Part(name, interval, "95 % interval above 0", bool(interval.low > 0))
 
     return [
         apart("harmlessness Elo, SL-CAI less helpful-only", _along("sl_cai", "helpful_only")),

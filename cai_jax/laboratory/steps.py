@@ -50,7 +50,7 @@ class Scale:
 
 
 SCALES = {
-    "quick": Scale(500, 3, 8e-4, 800, 1, 50, 10, 150, 100, 300, ("s",)),
+    "quick": Scale(400, 3, 8e-4, 500, 1, 40, 10, 100, 80, 200, ("s",)),
     "full": Scale(1200, 2, 5e-4, 1200, 2, 100, 20, 400, 200, 600, ("xs", "s")),
 }
 
@@ -198,12 +198,13 @@ def reinforced(
     )
     return {
         labels: feedback,
-        judge: preference(of, size, [labels, HELPFULNESS]),
+        # At quick scale there are six times as many of people's.
+        judge: preference(of, size, [labels, HELPFULNESS], weights=(3.0, 1.0)),
         policy: reinforce(of, named("sl_cai", size), judge),
     }
 
 
-def preference(of: Scale, size: str, comparisons: list[str]) -> ConfigDict:
+def preference(of: Scale, size: str, comparisons: list[str], **changes: Any) -> ConfigDict:
     """A preference model; what it is measured by trains nothing."""
     return step(
         "preference",
@@ -212,8 +213,8 @@ def preference(of: Scale, size: str, comparisons: list[str]) -> ConfigDict:
             "comparisons": comparisons,
             "held_out": list(HELD_OUT_COMPARISONS),
         },
-        epochs=of.preference_epochs,
         learning_rate=1e-3,
+        **({"epochs": of.preference_epochs} | changes),
     )
 
 
@@ -252,9 +253,9 @@ def human_preference(of: Scale, size: str, name: str) -> dict[str, ConfigDict]:
         "harmless": ["people_harmless"],
     }[name]
     # Fewer comparisons than an AI's preference model has: more epochs.
-    made = preference(of, size, [named(of_people, size) for of_people in learned])
-    made.epochs = 3 * of.preference_epochs
-    return {named(f"{name}_preference", size): made}
+    epochs = 6 * of.preference_epochs
+    comparisons = [named(of_people, size) for of_people in learned]
+    return {named(f"{name}_preference", size): preference(of, size, comparisons, epochs=epochs)}
 
 
 def readings(of: Scale, split: str) -> dict[str, ConfigDict]:
