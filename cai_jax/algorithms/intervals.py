@@ -133,6 +133,33 @@ def paired_difference(
     )
 
 
+def sign_flip_test(
+    differences: Sequence[float] | np.ndarray, *, seed: int, num_resamples: int = 10_000
+) -> float:
+    """Two-sided p of a mean of paired differences [n], by flipping signs at random (Fisher 1935).
+
+    If the two of a pair are as good as each other, either sign was as likely; p is the share of
+    flips, the one observed among them, with a mean as far from 0.
+    """
+    differences = np.asarray(differences, np.float64)
+    rng = np.random.default_rng(seed)
+    signs = rng.integers(0, 2, (num_resamples, differences.size), dtype=np.int8) * 2 - 1
+    flipped = np.abs(signs @ differences)
+    # Sums of the same numbers in another order differ by rounding.
+    as_far = flipped >= abs(differences.sum()) - 1e-9
+    return float((1 + as_far.sum()) / (1 + num_resamples))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p of several tests, adjusted so that any false alarm is as rare as said (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.asarray(p_values, np.float64)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.minimum(np.maximum.accumulate(adjusted), 1.0)
+    found = np.empty(len(order))
+    found[order] = adjusted
+    return found.tolist()
+
+
 def estimates(
     measures: Mapping[str, Sequence[tuple[float, Hashable]]],
     *,

@@ -21,7 +21,8 @@ HELD_OUT_COMPARISONS = [
     "sandbox:comparisons/harmlessness_held_out.jsonl",
 ]
 PAIRS_HELD_OUT = "sandbox:pairs/held_out.jsonl"
-SAMPLING = {"batch_size": 256}
+# All counts are multiples of this one, so that all steps of a kind compile the same programs.
+SAMPLING: dict[str, Any] = {"batch_size": 128}
 # As in configs/demo.py: the world's models read short contexts, and slip at T = 1.
 CHAIN: dict[str, Any] = {
     "num_few_shots": 0,
@@ -50,8 +51,8 @@ class Scale:
 
 
 SCALES = {
-    "quick": Scale(400, 3, 8e-4, 500, 1, 40, 10, 100, 80, 200, ("s",)),
-    "full": Scale(1200, 2, 5e-4, 1200, 2, 100, 20, 400, 200, 600, ("xs", "s")),
+    "quick": Scale(384, 3, 8e-4, 512, 1, 40, 10, 128, 128, 256, ("s",)),
+    "full": Scale(1152, 2, 5e-4, 1152, 2, 100, 20, 384, 256, 512, ("xs", "s")),
 }
 
 
@@ -133,12 +134,13 @@ def training(of: Scale, size: str) -> dict[str, ConfigDict]:
 def variants(of: Scale) -> dict[str, ConfigDict]:
     """What the ablations among the claims compare RL-CAI with, all of size m."""
     steps = {f"sl_cai_{n}": finetune(of, "m", tuple(range(1, n + 1))) for n in (1, 2, 3)}
-    for name, changes in {
+    changed: dict[str, dict[str, Any]] = {
         "_hard": {"labels": "hard"},
         "_cot_20_80": {"chain_of_thought": True, "reasoning_clamp": (0.2, 0.8)},
         "_cot_free": {"chain_of_thought": True, "reasoning_clamp": (0.0, 1.0)},
         "_single": {"num_principles": 1},
-    }.items():
+    }
+    for name, changes in changed.items():
         steps |= reinforced(of, "m", name, feedback=feedback(of, "m", **changes))
     steps["dpo"] = step(
         "dpo",
@@ -175,6 +177,7 @@ def compare(of: Scale, model: str, kind: str) -> ConfigDict:
         "compare",
         {"model": model, "prompts": prompts(kind, "train")},
         max_response_tokens=44,
+        max_tries=1,  # what is said twice is left out
         limit=of.pairs,
         **SAMPLING,
     )
@@ -185,7 +188,7 @@ def feedback(of: Scale, size: str, **changes: Any) -> ConfigDict:
     reasons = changes.get("chain_of_thought", False)
     model = f"sandbox:models/helpful-{size}" if reasons else pretrained(size)
     inputs = {"model": model, "pairs": named("compare", size), "constitution": CONSTITUTION}
-    asked = {"max_reasoning_tokens": 24} if reasons else {"placement": "both"}
+    asked: dict[str, Any] = {"max_reasoning_tokens": 24} if reasons else {"placement": "both"}
     return step("feedback", inputs, **asked, **SAMPLING, **changes)
 
 
@@ -225,7 +228,11 @@ def reinforce(of: Scale, model: str, judge: str, **changes: Any) -> ConfigDict:
         "preference_model": judge,
         "prompts": [prompts("red_team", "train"), prompts("benign", "train")],
     }
-    settings = {"kl_coefficient": 0.2, "iterations": of.iterations, "learning_rate": 3e-4}
+    settings: dict[str, Any] = {
+        "kl_coefficient": 0.2,
+        "iterations": of.iterations,
+        "learning_rate": 3e-4,
+    }
     return step("ppo", inputs, **(settings | changes), snapshot_every=of.snapshot_every)
 
 
@@ -281,9 +288,9 @@ def readings(of: Scale, split: str) -> dict[str, ConfigDict]:
             "pairs": PAIRS_HELD_OUT,
             "constitution": CONSTITUTION,
         }
-        reasons = {"chain_of_thought": True, "max_reasoning_tokens": 24}
+        reasons: dict[str, Any] = {"chain_of_thought": True, "max_reasoning_tokens": 24}
         direct, reasoned, ensemble = (f"{n}_{size}" for n in ("asked", "reasoned", "ensemble"))
-        judged = {"limit": of.held_out_pairs, **SAMPLING}
+        judged: dict[str, Any] = {"limit": of.held_out_pairs, **SAMPLING}
         helpful = asked | {"model": f"sandbox:models/helpful-{size}"}
         steps[direct] = step(
             "feedback", asked | {"model": pretrained(size)}, placement="both", **judged
@@ -329,17 +336,25 @@ def evaluations(of: Scale, split: str) -> dict[str, ConfigDict]:
             "red_team": prompts("red_team", split),
             "benign": prompts("benign", split),
         }
-        fixed = {"judge": "oracle", "anchor": "sl_cai", "max_new_tokens": 44, **SAMPLING}
-        return step("evaluate", inputs, **({"limit": of.held_out} | fixed | changes))
+        fixed: dict[str, Any] = {
+            "judge": "oracle",
+            "anchor": "sl_cai",
+            "max_new_tokens": 44,
+            **SAMPLING,
+        }
+        settings = {"limit": of.held_out} | fixed | changes
+        return step("evaluate", inputs, **settings)
 
     starts = {"pretrained": pretrained("m"), "sl_cai": "sl_cai"}
     runs = ("helpful_rlhf", "hh_rlhf", "rl_cai", "rl_cai_cot")
     along = {
         f"{run}@{iteration}": f"{run}@{iteration}" for run in runs for iteration in moments(of)
     }
-    variants = ("sl_cai_1", "sl_cai_2", "sl_cai_3", "sl_cai", "rl_cai", "rl_cai_cot")
-    variants += ("rl_cai_hard", "rl_cai_cot_20_80", "rl_cai_cot_free", "rl_cai_single", "dpo")
-    variants += ("rl_cai_overtrained", "hh_rlhf", "hh_from_sl_cai", "rl_cai_from_pretrained")
+    variants = [
+        *("sl_cai_1", "sl_cai_2", "sl_cai_3", "sl_cai", "rl_cai", "rl_cai_cot", "rl_cai_hard"),
+        *("rl_cai_cot_20_80", "rl_cai_cot_free", "rl_cai_single", "dpo", "rl_cai_overtrained"),
+        *("hh_rlhf", "hh_from_sl_cai", "rl_cai_from_pretrained"),
+    ]
     sizes = {
         named(name, size): named(name, size)
         for size in (*of.sizes, "m")
@@ -347,7 +362,7 @@ def evaluations(of: Scale, split: str) -> dict[str, ConfigDict]:
     }
     return {
         "along_rl": judged(starts | {"helpful_only": "sandbox:models/helpful-m"} | along),
-        "along_rl_greedy": judged(starts | along, temperature=0.0, limit=64),
+        "along_rl_greedy": judged(starts | along, temperature=0.0),
         "variants": judged({name: name for name in variants}),
         "by_size": judged(sizes),
     }
