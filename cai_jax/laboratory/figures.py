@@ -1,5 +1,6 @@
 """The paper's figures as panels of curves, from runs; beside them the paper's own."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -120,16 +121,11 @@ def identification(runs: Sequence[Run]) -> list[Panel]:
     }
 
     def by(labels: str) -> dict[float, Measure]:
-        return {
-            thousands(size): lambda run, size=size: accuracy(run, size, labels) for size in SIZES
-        }
+        return by_sizes(lambda run, size: accuracy(run, size, labels))
 
     # On its own held-out comparisons, of fewer against more harms.
     measure = "harmlessness_held_out_accuracy"
-    people: dict[float, Measure] = {
-        thousands(size): lambda run, size=size: number(run, named("hh_preference", size), measure)
-        for size in SIZES
-    }
+    people = by_sizes(lambda run, size: number(run, named("hh_preference", size), measure))
     return [
         Panel(
             "Accuracy on held-out pairs",
@@ -159,7 +155,11 @@ def revisions(runs: Sequence[Run]) -> list[Panel]:
 
 def by_revision(step: str, chains: str, judge: str = "harmless") -> dict[float, Measure]:
     """Revision -> its mean score."""
-    return {float(n): lambda run, n=n: score(run, step, chains, n, judge) for n in range(5)}
+
+    def of(run: Run, revision: int) -> float:
+        return score(run, step, chains, revision, judge)
+
+    return {float(n): functools.partial(of, revision=n) for n in range(5)}
 
 
 def principle_counts(runs: Sequence[Run]) -> list[Panel]:
@@ -265,12 +265,9 @@ def naming(runs: Sequence[Run]) -> list[Panel]:
     }
 
     def by(measure: str) -> dict[float, Measure]:
-        return {
-            thousands(size): lambda run, size=size: number(
-                run, f"judged_chains_{size}", "critiques", measure
-            )
-            for size in SIZES
-        }
+        return by_sizes(
+            lambda run, size: number(run, f"judged_chains_{size}", "critiques", measure)
+        )
 
     curves = [curve(title, runs, by(measure)) for measure, title in kinds.items()]
     return [Panel("Share of critiques", "thousand parameters", curves)]
@@ -297,6 +294,15 @@ def variants(runs: Sequence[Run]) -> dict[str, dict[str, Interval]]:
         }
         for model in models
     }
+
+
+def by_sizes(of: Callable[[Run, str], float]) -> dict[float, Measure]:
+    """Thousand parameters -> a measure of each size."""
+
+    def of_size(run: Run, size: str) -> float:
+        return of(run, size)
+
+    return {thousands(size): functools.partial(of_size, size=size) for size in SIZES}
 
 
 def thousands(size: str) -> float:

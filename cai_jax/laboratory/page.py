@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from cai_jax.algorithms.intervals import Interval
 from cai_jax.laboratory.claims import Result
 from cai_jax.laboratory.figures import FIGURES, VARIANT_MEASURES
+from cai_jax.laboratory.measured import Part
 from cai_jax.laboratory.panels import Panel
 from cai_jax.laboratory.paper import digitised
 from cai_jax.page.markup import Html, document, element, join, section, table
@@ -79,7 +80,7 @@ def claims_table(results: Sequence[Result]) -> Html:
     return element("div", table(headings, rows, caption), class_="claims")
 
 
-def line_of(part) -> str:
+def line_of(part: Part) -> str:
     """A part in words: "harms, end less start: 0.42 (0.31 to 0.53); above 0: yes"."""
     low, high = (number(end) if math.isfinite(end) else "?" for end in part.interval[1:])
     verdict = "yes" if part.holds else "no"
