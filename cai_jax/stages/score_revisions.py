@@ -75,7 +75,7 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     }
     revisions = {name: by_revision(of_name) for name, of_name in chains.items()}
     texts = [case for of_name in revisions.values() for cases in of_name for case in cases]
-    measures: dict[str, dict[str, list[float]]] = {}
+    measures: dict[str, list[float]] = {}
     tokens = 0
     for model_name, reference in inputs["preference_model"].items():
         model = checkpoints.load_model(reference, device_mesh)
