@@ -27,7 +27,7 @@ class Held:
         self.tokens = np.full((count, 64), NO_TOKEN, np.int32)
         self.counts = np.zeros(count, np.int64)
 
-    def put(self, row: int, tokens: Sequence[int]) -> None:
+    def put(self, row: int, tokens: Sequence[int] | np.ndarray) -> None:
         """Replaces what a row holds."""
         if len(tokens) > self.tokens.shape[1]:
             more = 2 * len(tokens) - self.tokens.shape[1]

@@ -219,7 +219,7 @@ def _read(
     rows, length = tokens.shape
     columns = jnp.arange(length)
     params, cache = _prepared(params, config, rows, length)
-    _, cache = transformer.forward(
+    _, filled = transformer.forward(
         params,
         config,
         tokens,
@@ -228,8 +228,8 @@ def _read(
         cache=cache,
         past=before,
     )
-    assert cache is not None
-    return cache
+    assert filled is not None
+    return filled
 
 
 def _prepared(

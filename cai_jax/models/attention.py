@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cai_jax.models.attention_kernels import Sight, attend
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.layers import norm_scale, normalize, with_adapter
 from cai_jax.models.rotary import rotate
@@ -54,33 +55,37 @@ class Attention(nn.Module):
             keys = HeadNorm(c, name="key_norm")(keys)
         if rotation is not None:
             queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+        scale = (c.query_scalar or c.head_dim) ** -0.5
+        attended = None
+        if isinstance(bias, Sight):
+            attended = attend(queries * scale, keys, values, bias, c)
         keys = jnp.swapaxes(keys, 2, 3)  # [B, K, H, S]
         if state is not None:
             state, (keys, values) = _written(state, (keys, values), layer, start)
 
-        # The G heads of a group are more rows of one matrix product with their shared keys.
-        queries = queries.reshape(batch, c.kv_heads, c.groups * length, c.head_dim)
-        scale = (c.query_scalar or c.head_dim) ** -0.5
-        weights = _products(queries * scale, keys)
-        if past is not None:
-            before = _products(queries * scale, past.keys.astype(c.dtype))
-            if past.scales is not None:
-                before = before * past.scales[0][:, :, None]
-            weights = jnp.concatenate([before, weights], axis=-1)
-        if c.attention_soft_cap is not None:
-            weights = c.attention_soft_cap * jnp.tanh(weights / c.attention_soft_cap)
-        weights = weights.reshape(batch, c.kv_heads, c.groups, length, -1) + bias[:, None, None]
-        weights = jax.nn.softmax(weights, axis=-1).astype(c.dtype)
-        weights = weights.reshape(batch, c.kv_heads, c.groups * length, -1)
-        if past is None:
-            attended = jnp.einsum("bkts,bksh->bkth", weights, values)
-        else:
-            before, weights = jnp.split(weights, [past.values.shape[-2]], axis=-1)
-            if past.scales is not None:
-                before = (before * past.scales[1][:, :, None]).astype(c.dtype)
-            attended = jnp.einsum("bkts,bksh->bkth", weights, values)
-            attended += jnp.einsum("bkts,bksh->bkth", before, past.values.astype(c.dtype))
-        attended = attended.reshape(batch, c.heads, length, c.head_dim)
+        if attended is None:
+            # The G heads of a group are more rows of one matrix product with their shared keys.
+            queries = queries.reshape(batch, c.kv_heads, c.groups * length, c.head_dim)
+            weights = _products(queries * scale, keys)
+            if past is not None:
+                before = _products(queries * scale, past.keys.astype(c.dtype))
+                if past.scales is not None:
+                    before = before * past.scales[0][:, :, None]
+                weights = jnp.concatenate([before, weights], axis=-1)
+            if c.attention_soft_cap is not None:
+                weights = c.attention_soft_cap * jnp.tanh(weights / c.attention_soft_cap)
+            weights = weights.reshape(batch, c.kv_heads, c.groups, length, -1) + bias[:, None, None]
+            weights = jax.nn.softmax(weights, axis=-1).astype(c.dtype)
+            weights = weights.reshape(batch, c.kv_heads, c.groups * length, -1)
+            if past is None:
+                attended = jnp.einsum("bkts,bksh->bkth", weights, values)
+            else:
+                before, weights = jnp.split(weights, [past.values.shape[-2]], axis=-1)
+                if past.scales is not None:
+                    before = (before * past.scales[1][:, :, None]).astype(c.dtype)
+                attended = jnp.einsum("bkts,bksh->bkth", weights, values)
+                attended += jnp.einsum("bkts,bksh->bkth", before, past.values.astype(c.dtype))
+            attended = attended.reshape(batch, c.heads, length, c.head_dim)
         if length == 1:
             made = attended.reshape(batch, 1, -1) @ out_kernel.reshape(-1, c.width)
         else:
