@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -98,6 +99,86 @@ def generate(
         for place, completion in engine.serve(model, sessions, plan, mesh, stats, progress):
             results[order[place]] = completion
     return typing.cast(list[Completion], results)
+
+
+class Ask(NamedTuple):
+    """A completion that a conversation wants next."""
+
+    prompt: Sequence[int]
+    settings: SamplingSettings
+    key_bits: np.ndarray  # [W] uint32, a row of `key_bits`
+    name: str  # of the record, in error messages
+
+
+Conversation = Generator[Ask, Completion, Any]
+
+
+def converse(
+    model: LanguageModel,
+    conversations: Iterable[Conversation],
+    count: int,
+    *,
+    batch_size: int = 128,
+    mesh: Mesh | None = None,
+    memory: int | None = None,
+    eight_bits: bool = False,
+    stats: Stats | None = None,
+    progress: batching.Progress | None = None,
+) -> list[Any]:
+    """Holds conversations, each of which asks for one completion after the other.
+
+    A conversation is a generator that yields what it asks and is sent the completion; it keeps its
+    slot, so that a prompt that begins as the one before, with what was written, goes on from there.
+    Each completion is the one that `generate` gives for the same prompt, settings and key.
+
+    Args:
+        model: on the devices of `mesh`.
+        conversations: begun in their order, as slots become free.
+        count: how many there are.
+        batch_size: slots.
+        mesh: as in `generate`, like all that follow.
+        memory: bytes of keys and values at most.
+        eight_bits: keep keys and values in 8 bits.
+        stats: counts are added here.
+        progress: told of completions as they end.
+
+    Returns:
+        What the conversations returned, in their order.
+
+    Raises:
+        InputError: as `generate`.
+    """
+    results: list[Any] = [None] * count
+    if not count:
+        return results
+    with batching.measured(stats) as stats:
+        span = batching.bucket(model.config.max_positions, SMALLEST_SPAN)
+        plan = plan_slots(model.config, count, batch_size, span, memory, mesh, eight_bits)
+        sessions = (_session(model, conversation) for conversation in conversations)
+        for number, result in engine.serve(model, sessions, plan, mesh, stats, progress):
+            results[number] = result
+    return results
+
+
+def _session(model: LanguageModel, conversation: Conversation) -> Session:
+    """A conversation with its prompts checked, and the ends of texts that are the tokenizer's."""
+    completion = None
+    while True:
+        try:
+            ask = next(conversation) if completion is None else conversation.send(completion)
+        except StopIteration as over:
+            return over.value
+        settings = dataclasses.replace(
+            ask.settings, stop=(*ask.settings.stop, *model.tokenizer.stops)
+        )
+        [prompt] = batching.checked_prompts(
+            model,
+            [ask.prompt],
+            [settings.max_new_tokens],
+            "max_new_tokens",
+            [f"prompt {ask.name}"],
+        )
+        completion = yield Request(prompt, settings, ask.key_bits)
 
 
 def once(request: Request) -> Session:

@@ -181,3 +181,50 @@ def test_an_abandoned_queue_leaves_nothing_behind(llama):
     completing.close()
     again = run(model, prompts, settings, range(3), 2)
     assert [c.token_ids for c in again] == [c.token_ids for c in expected]
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(8, 1.0), (3, 1.1)])
+def test_chains_go_on_in_their_slots_and_say_what_each_prompt_says(llama, batch_size, most):
+    """Critiques and revisions behind few-shots, of 16 principles: what is there is not read again.
+
+    Tokens written by the model are in later prompts, and were never read as such.
+    """
+    model = llama[0]._replace(tokenizer=Endless(llama[0].tokenizer))
+    rng = random.Random(4)
+
+    def words(count):
+        return rng.choices(range(3, 266), k=count)
+
+    few_shots, critique, revision = words(74), words(4), words(4)
+    principles = [words(9) for _ in range(16)]
+    dialogues = [words(rng.randint(5, 11)) for _ in range(12)]
+    asked = []
+
+    def chain(number, drawn):
+        def ask(prompt, what, budget):
+            bits = np.asarray([number, what], np.uint32)
+            settings = SamplingSettings(budget, 1.0)
+            completion = yield generate.Ask(prompt, settings, bits, f"{number}")
+            asked.append((prompt, settings, bits, completion))
+            return completion.token_ids
+
+        text = yield from ask(dialogues[number], 0, 6 + number % 3)
+        for step, principle in enumerate(drawn):
+            prompt = [*few_shots, *dialogues[number], *text, *principle, *critique]
+            said = yield from ask(prompt, 2 * step + 1, 7)
+            text = yield from ask([*prompt, *said, *revision], 2 * step + 2, 6 + number % 3)
+        return text
+
+    stats = Stats()
+    chains = [chain(number, rng.sample(principles, 4)) for number in range(12)]
+    last = generate.converse(model, chains, 12, batch_size=batch_size, stats=stats)
+    assert len(asked) == 12 * 9 and len({tuple(text) for text in last}) == 12
+    prompts, settings, bits, completions = zip(*asked)
+    distinct = prefixes.distinct_tokens(prompts)
+    assert stats.prompt_tokens == sum(map(len, prompts)) > 5 * distinct
+    assert stats.forwarded_prompt_tokens <= most * distinct
+    keys = jax.random.wrap_key_data(np.stack(bits))
+    alone = generate.generate(model, prompts, settings, keys, batch_size=batch_size)
+    assert [c.token_ids for c in alone] == [c.token_ids for c in completions]
+    for one, other in zip(alone, completions):
+        assert np.allclose(one.logprobs, other.logprobs, atol=1e-4)
