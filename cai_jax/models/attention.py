@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cai_jax.models import causal_attention
+from cai_jax.models import attention_kernels, causal_attention
+from cai_jax.models.attention_kernels import Sight
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.layers import norm_scale, normalize, project, with_adapter
 from cai_jax.models.rotary import rotate
@@ -56,14 +57,18 @@ class Attention(nn.Module):
         if rotation is not None:
             queries, keys = rotate(queries, rotation), rotate(keys, rotation)
         queries = queries * (c.query_scalar or c.head_dim) ** -0.5
-        queries = queries.reshape(batch, c.kv_heads, c.groups, length, c.head_dim)
-        if state is None and c.attention_soft_cap is None:
-            attended = causal_attention.attend(queries, keys, values, bias)
+        new = keys, values
+        keys = jnp.swapaxes(keys, 2, 3)  # [B, K, H, S]
+        if state is not None:
+            keys, values, state = _cached(keys, values, state, layer, start)
+
+        by_group = queries.reshape(batch, c.kv_heads, c.groups, length, c.head_dim)
+        if isinstance(bias, Sight):
+            attended = attention_kernels.attend(queries, *new, bias, c)
+        elif state is None and c.attention_soft_cap is None:
+            attended = causal_attention.attend(by_group, *new, bias)
         else:
-            keys = jnp.swapaxes(keys, 2, 3)  # [B, K, H, S]
-            if state is not None:
-                keys, values, state = _cached(keys, values, state, layer, start)
-            attended = _attend(queries, keys, values, bias, c.attention_soft_cap)
+            attended = _attend(by_group, keys, values, bias, c.attention_soft_cap)
         attended = attended.reshape(batch, c.heads, length, c.head_dim)
         beside = jnp.swapaxes(attended, 1, 2).reshape(batch, length, -1)  # [B, T, N H]
         made = project(beside, out_kernel.reshape(-1, c.width))
