@@ -89,7 +89,7 @@ def rewind(folder: Path) -> int | None:
             with open(path, "r+b") as file:
                 file.truncate(sizes[name])
     for path in unfinished.glob("*"):
-        if path.is_dir() and (not path.name.isdecimal() or good is None or int(path.name) > good):
+        if path.name.isdecimal() and (good is None or int(path.name) > good):
             shutil.rmtree(path)
     return good
 

@@ -1,5 +1,7 @@
+import errno
 import os
 import re
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -235,6 +237,22 @@ def test_a_write_that_the_system_refuses_is_an_oserror_of_the_run(tmp_path, monk
         train(folder)
     assert error.value.errno == 28
     assert rewind(folder) == 2
+
+
+def test_a_full_disk_under_orbax_is_an_oserror(tmp_path):
+    """The limit on the size of files is the kernel's, and so is the error."""
+    state = {"params": jax.random.normal(jax.random.key(0), (40_000,))}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    saves = TrainingCheckpoints(tmp_path, default_config(0), "base")
+    with pytest.raises(OSError, match="File too large") as error, saves:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+        try:
+            saves.save(1, state, {"number": 1})
+            saves.last_good  # noqa: B018 it waits
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.errno == errno.EFBIG
+    assert not any_good(tmp_path) and rewind(tmp_path) is None
 
 
 def test_the_unfinished_is_no_part_of_an_artifact(broken_off):
