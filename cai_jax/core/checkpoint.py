@@ -1,10 +1,14 @@
 """Checkpoints of trees of arrays: the only place that knows Orbax (its v1 interface)."""
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+# How tensorstore says it, by its versions.
+OS_ERROR = re.compile(r"os_error_code='(\d+)'|\[OS error (\d+):")
 
 
 def save(folder: Path, tree: Any) -> None:
@@ -67,10 +71,11 @@ def _os_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = re.search(r"\[OS error (\d+): \w+ ([^\]]*)\]", str(error))
-        if number is None or isinstance(error, OSError):
+        found = OS_ERROR.search(str(error))
+        if found is None or isinstance(error, OSError):
             raise
-        raise OSError(int(number[1]), number[2], str(folder)) from error
+        number = int(found[1] or found[2])
+        raise OSError(number, os.strerror(number), str(folder)) from None
 
 
 def _orbax() -> Any:

@@ -27,9 +27,10 @@ def get_config():
     config = ConfigDict(sort_keys=False)
     config.seed = 7
     config.steps = ConfigDict(sort_keys=False)
-    config.steps.first = step("revise", {"prompts": "prompts.txt"})
+    config.steps.first = step("revise", {"prompts": "prompts.jsonl"})
     config.steps.second = step("revise", {"prompts": "first"}, num_rounds=1)
-    config.steps.last = step("count", {"texts": ["second", "prompts.txt"]})
+    config.steps.last = step("revise", {"prompts": "second"}, num_rounds=1)
+    config.steps.counted = step("count", {"texts": ["texts.jsonl"]})
     return config
 """
 
@@ -37,7 +38,9 @@ def get_config():
 @pytest.fixture
 def workdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(40)))
+    lines = [f'{{"prompt": "number {number}"}}\n' for number in range(40)]
+    Path("prompts.jsonl").write_text("".join(lines))
+    Path("texts.jsonl").write_text('{"id": "1", "prompt": "one", "response": "two"}\n')
     Path("config.py").write_text(CONFIG)
     return Path("work")
 
@@ -74,7 +77,7 @@ def test_a_flipped_byte_in_an_artifact_is_refused_before_it_is_read(workdir, cap
         "work/second/text.txt: it has changed since step 'second' wrote it; make it again with "
         "--overwrite=second (and the steps that read it)"
     )
-    assert artifact.is_finished(workdir / "last")
+    assert artifact.is_finished(workdir / "last")  # nothing is lost by the refusal
     run("--overwrite=second,last")
     assert made() == undisturbed
 
@@ -91,15 +94,17 @@ def test_an_input_that_vanishes_while_steps_run_is_named(workdir, capsys, monkey
     count = fakes.KINDS["count"]
 
     def too_late(config, inputs, folder):
-        os.rename("prompts.txt", "elsewhere.txt")
+        os.rename("texts.jsonl", "elsewhere.jsonl")
         return count.run(config, inputs, folder)
 
     with monkeypatch.context() as patch:
         patch.setitem(fakes.KINDS, "count", SimpleNamespace(**{**vars(count), "run": too_late}))
         message = refused(capsys)
-    assert message == "step 'last': prompts.txt: it has vanished since the run began; put it back"
-    assert "prompts.txt" in refused(capsys)  # before anything runs
-    os.rename("elsewhere.txt", "prompts.txt")
+    assert (
+        message == "step 'counted': texts.jsonl: it has vanished since the run began; put it back"
+    )
+    assert "texts.jsonl" in refused(capsys)  # before anything runs
+    os.rename("elsewhere.jsonl", "texts.jsonl")
     run()
     assert made() == made("undisturbed")
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cai_jax.core import artifact
-from cai_jax.data.schema import read_records, write_records
 
 BLOCKS = "blocks"
 
@@ -23,18 +22,19 @@ Record = TypeVar("Record")
 def kept(
     folder: Path,
     number: int,
-    record_type: type[Record],
     counts: Counter[str],
     make: Callable[[], Iterable[Record]],
+    write: Callable[[Path, Iterable[Record]], Any],
+    read: Callable[[Path], list[Record]],
 ) -> list[Record]:
     """The records of a block: read if an interrupted run finished it, else made, and kept.
 
     Args:
         folder: of the step.
         number: of the block, from 0; blocks come in order.
-        record_type: of `data/schema.py`.
         counts: what the step has counted up to this block, and after it up to its end.
         make: makes the records, and adds to `counts`. A block whose file is damaged is made again.
+        write, read: a file of records.
     """
     import jax
 
@@ -50,10 +50,10 @@ def kept(
     if good:
         counts.clear()
         counts.update(end["counts"])
-        return read_records(path, record_type)
+        return read(path)
     records = list(make())
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_records(path, records)
+    write(path, records)
     end = {"hash": artifact.fingerprint(path), "counts": dict(counts)}
     artifact.write_json(path.with_suffix(".json"), end)
     return records

@@ -1,12 +1,13 @@
+import functools
 import os
 from collections import Counter
 
 import pytest
 from scripted import run_stage, speak, write_constitution
 
-from cai_jax import blocks
+from cai_jax.core import blocks
 from cai_jax.core.training_checkpoints import rewind
-from cai_jax.data.schema import Asked, Chain, Comparison, Round, Turn
+from cai_jax.data.schema import Asked, Chain, Comparison, Round, Turn, read_records, write_records
 from cai_jax.stages import critique_revise
 
 DIALOGUE = (Turn("human", "é\u2028?"),)
@@ -31,6 +32,11 @@ MADE = {
 }
 
 
+def kept(folder, kind, counts, make):
+    read = functools.partial(read_records, record_type=kind)
+    return blocks.kept(folder, 0, counts, make, write_records, read)
+
+
 @pytest.mark.parametrize("kind", MADE, ids=lambda kind: kind.__name__)
 def test_a_block_is_made_once_and_comes_back_with_the_counts_up_to_it(kind, tmp_path):
     def make():
@@ -41,12 +47,12 @@ def test_a_block_is_made_once_and_comes_back_with_the_counts_up_to_it(kind, tmp_
         raise AssertionError
 
     counts = Counter(tokens=3, dropped=0)
-    assert blocks.kept(tmp_path, 0, kind, counts, make) == MADE[kind]
+    assert kept(tmp_path, kind, counts, make) == MADE[kind]
     again = Counter(tokens=3, other=1)
-    assert blocks.kept(tmp_path, 0, kind, again, never) == MADE[kind]
+    assert kept(tmp_path, kind, again, never) == MADE[kind]
     assert dict(again) == {"tokens": 10, "dropped": 0}
     rewind(tmp_path)  # leaves it
-    assert blocks.kept(tmp_path, 0, kind, again, never) == MADE[kind]
+    assert kept(tmp_path, kind, again, never) == MADE[kind]
 
 
 def truncate(folder):
@@ -65,7 +71,7 @@ def leave_half(folder):
 @pytest.mark.parametrize("harm", [truncate, flip, leave_half])
 def test_a_block_that_is_not_whole_is_made_again(harm, tmp_path):
     counts = Counter(tokens=1)
-    blocks.kept(tmp_path, 0, Chain, counts, lambda: MADE[Chain])
+    kept(tmp_path, Chain, counts, lambda: MADE[Chain])
     harm(tmp_path / "unfinished" / "blocks")
     made = []
 
@@ -73,7 +79,7 @@ def test_a_block_that_is_not_whole_is_made_again(harm, tmp_path):
         made.append(1)
         return MADE[Chain]
 
-    assert blocks.kept(tmp_path, 0, Chain, counts, make) == MADE[Chain]
+    assert kept(tmp_path, Chain, counts, make) == MADE[Chain]
     assert made == [1]
 
 
