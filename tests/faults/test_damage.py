@@ -2,6 +2,7 @@
 that it goes on afterwards. The steps are those of `fakes.py`: they write text."""
 
 import errno
+import json
 import os
 import resource
 import shutil
@@ -40,7 +41,8 @@ def workdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [f'{{"prompt": "number {number}"}}\n' for number in range(40)]
     Path("prompts.jsonl").write_text("".join(lines))
-    Path("texts.jsonl").write_text('{"id": "1", "prompt": "one", "response": "two"}\n')
+    said = {"id": "1", "dialogue": [{"role": "human", "text": "one"}], "response": "two"}
+    Path("texts.jsonl").write_text(json.dumps(said) + "\n")
     Path("config.py").write_text(CONFIG)
     return Path("work")
 
