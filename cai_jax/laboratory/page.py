@@ -27,6 +27,7 @@ def page(
     ours: Mapping[str, Sequence[Panel]],
     reasons: Mapping[str, str],
     variants: Mapping[str, Mapping[str, Interval]],
+    checks: Sequence[Part],
     about: str,
 ) -> str:
     """The whole page, self-contained.
@@ -36,9 +37,10 @@ def page(
         ours: figure -> our panels.
         reasons: figure -> why it has none.
         variants: model -> measure -> interval; of the findings without a figure.
+        checks: quantities by which explanations can be checked.
         about: what was run: scale and seeds.
     """
-    parts = [section("claims", "Claims", claims_table(results))]
+    parts = [section("claims", "Claims", claims_table(results), checks_table(checks))]
     for name, figure in FIGURES.items():
         if name not in ours and name not in reasons:
             continue
@@ -80,6 +82,20 @@ def claims_table(results: Sequence[Result]) -> Html:
     return element("div", table(headings, rows, caption), class_="claims")
 
 
+def checks_table(checks: Sequence[Part]) -> Html:
+    """What explanations of failing claims can be held against; nothing without any."""
+    rows = [[check.name, _with_ends(check.interval)] for check in checks]
+    caption = "To check explanations by, with the number of the claim; nothing was asked of these."
+    return (
+        table(["quantity", "mean over seeds, 95 % interval"], rows, caption) if rows else Html("")
+    )
+
+
+def _with_ends(interval: Interval) -> Html:
+    low, high = (number(end) if math.isfinite(end) else "?" for end in interval[1:])
+    return join([number(interval.value), element("small", f"{low} to {high}")])
+
+
 def line_of(part: Part) -> str:
     """A part in words: "harms, end less start: 0.42 (0.31 to 0.53); above 0: yes"."""
     low, high = (number(end) if math.isfinite(end) else "?" for end in part.interval[1:])
@@ -110,12 +126,7 @@ def drawn(panel: Panel) -> Html:
 
 def variants_table(variants: Mapping[str, Mapping[str, Interval]]) -> Html:
     """All variants of RL-CAI and SL-CAI down, measures across."""
-
-    def cell(interval: Interval) -> Html:
-        low, high = (number(end) if math.isfinite(end) else "?" for end in interval[1:])
-        return join([number(interval.value), element("small", f"{low} to {high}")])
-
-    rows = [[name, *map(cell, of.values())] for name, of in variants.items()]
+    rows = [[name, *map(_with_ends, of.values())] for name, of in variants.items()]
     return table(["model", *VARIANT_MEASURES.values()], rows, "Means and 95 % intervals over seeds")
 
 
