@@ -138,7 +138,7 @@ def page(
         judges = {"none": None}
     elif any(step.kind != "evaluate" for step, _ in measured):
         judges.pop("none", None)
-    said = [statements[judge] for judge in judges]
+    said = [statements[judge] for judge in judges] if steps else []
     sections: dict[str, list[Any]] = {"Summary": [_summary(steps)]}
     if reproduced:
         said.insert(0, reproduced["statement"])
@@ -150,7 +150,7 @@ def page(
         "Training": [_training(step) for step in steps],
         "Feedback": [_judging(step) for step in steps],
         "Records": [browser.browser(found)] if found else [],
-        "Steps": [_steps(steps)],
+        "Steps": [_steps(steps)] if steps else [],
     }
     kept = {name: [p for p in parts if p] for name, parts in sections.items() if any(parts)}
     # The browser's own names stand in the page too.

@@ -6,10 +6,13 @@ import re
 import shutil
 
 import pytest
+from laboratory.made_up import make_runs
 from synthetic import make_workdir, write_claims
 
 from cai_jax import report as job
+from cai_jax import reproduce
 from cai_jax.errors import InputError
+from cai_jax.laboratory.figures import FIGURES
 from cai_jax.page.records import spread
 from cai_jax.page.style import SCRIPT, STYLE
 from cai_jax.sandbox import language
@@ -202,6 +205,19 @@ def test_a_workdir_of_reproduce_shows_claims_figures_and_its_first_seed(tmp_path
     assert "gain: 0.42 (0.31 to ?); above 0: yes" in page
     assert "<h3>Figure 4</h3>" in page and "<b>Accuracy</b>" in page
     assert len(collections(page)) == 5
+
+
+def test_what_reproduce_writes_is_shown_whole(tmp_path):
+    reproduce.write(tmp_path, make_runs(), list(FIGURES), "Made up.")
+    page = written(tmp_path)
+    found = json.loads((tmp_path / "claims.json").read_text())
+    assert "16 of 16 claims that could be tested held. Made up." in page
+    shown = [text for text, _ in read(page).texts]
+    for claim in found["claims"]:
+        assert f"{claim['number']}. {claim['claim']}" in shown
+    panels = [panel for of in found["figures"].values() for panel in of]
+    assert page.count("<figure>") == len(panels) > 10
+    assert "No judge read" not in page
 
 
 def test_a_copied_workdir_gives_the_same_bytes(tmp_path, capsys):
