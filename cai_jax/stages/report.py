@@ -18,7 +18,7 @@ from cai_jax.core import artifact
 from cai_jax.core.progress import duration
 from cai_jax.data import schema
 from cai_jax.errors import InputError
-from cai_jax.page import browser, choices, claims, records
+from cai_jax.page import browser, choices, claims, records, sweeps
 from cai_jax.page import evaluation as tables
 from cai_jax.page.markup import Html, document, element, section, table
 from cai_jax.page.plots import number
@@ -147,6 +147,7 @@ def page(
     found = _collections(config, steps)
     sections |= {
         "Evaluation": [EVALUATIONS[step.kind](step.name, of) for step, of in measured],
+        "Sweeps": [_sweep(step) for step in steps],
         "Training": [_training(step) for step in steps],
         "Feedback": [_judging(step) for step in steps],
         "Records": [browser.browser(found)] if found else [],
@@ -242,6 +243,12 @@ def _training(step: Step) -> Html | None:
         found = _read_json(phrases) if phrases.is_file() else []
         watched = watch(step.name, step.manifest.get("counts", {}), found)
     return element("div", heading, curves(step.kind, lines), measured, watched)
+
+
+def _sweep(step: Step) -> Html | None:
+    if step.kind != "contrast":
+        return None
+    return sweeps.swept_table(step.name, _read_json(step.folder / "contrast.json"))
 
 
 def _judging(step: Step) -> Html | None:

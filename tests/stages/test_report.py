@@ -303,3 +303,15 @@ def test_choices_and_ratings_have_their_tables_and_no_judge_is_missed(tmp_path):
     assert "<script>alert" not in page and "choices: hhh&lt;script&gt;" in page
     assert "<td>0.679</td>" in page and "<td>12</td>" in page
     assert "No judge read the answers" not in page
+
+
+def test_a_sweep_has_its_table(tmp_path):
+    folder = tmp_path / "w" / "table"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"kind": "contrast", "seconds": 1}))
+    of = {"red_team/harmless": {"value": 0.75, "low": 0.7, "high": 0.8}}
+    found = {"level": 0.95, "baseline": "one", "models": {f"one{HOSTILE}": of}, "differences": {}}
+    (folder / "contrast.json").write_text(json.dumps(found))
+    page = written(tmp_path / "w")
+    assert "difference to one; * adjusted p below 0.05" in page
+    assert "&lt;script&gt;alert(&#x27;x" in page and "<td>0.750" in page
