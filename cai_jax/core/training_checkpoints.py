@@ -150,7 +150,8 @@ class TrainingCheckpoints:
         import jax
 
         path = self._path(numbers[-1])
-        position = json.loads((path / POSITION).read_text(encoding="utf-8"))["content"]["position"]
+        content = json.loads((path / POSITION).read_text(encoding="utf-8"))["content"]
+        position = json.loads(content["position"])
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
         )
@@ -196,7 +197,9 @@ class TrainingCheckpoints:
         position = jax.tree.map(lambda x: x.item() if hasattr(x, "item") else x, position)
         path = self._path(number)
         path.mkdir(parents=True, exist_ok=True)
-        content = {"number": number, "position": position, "files": _sizes(self._folder)}
+        # A text, since JSON proper has no NaN, and a measure that is not there yet may be one.
+        content = {"position": json.dumps(position), "files": _sizes(self._folder)}
+        content |= {"number": number}
         wait = checkpoint.save_async(path / STATE, state)
         self._writing = threading.Thread(target=self._finish, args=(path, content, wait))
         self._writing.start()

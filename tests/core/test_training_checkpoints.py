@@ -23,7 +23,7 @@ from cai_jax.core.training_checkpoints import (
 )
 from cai_jax.errors import InputError
 
-START = {"number": 0, "total": 0.0}
+START = {"number": 0, "total": 0.0, "absent": float("nan")}
 
 
 @jax.jit
@@ -58,7 +58,7 @@ def train(folder, num_steps=6, every=2, stop=None, **changes):
             if number == stop:
                 raise KeyError(saves.last_good)
             if saves.due(number):
-                saves.save(number, state, {"number": number, "total": total})
+                saves.save(number, state, at | {"number": number, "total": total})
     return np.asarray(state["params"]), total
 
 
