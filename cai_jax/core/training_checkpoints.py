@@ -198,8 +198,8 @@ class TrainingCheckpoints:
         path = self._path(number)
         path.mkdir(parents=True, exist_ok=True)
         # A text, since JSON proper has no NaN, and a measure that is not there yet may be one.
-        content = {"position": json.dumps(position), "files": _sizes(self._folder)}
-        content |= {"number": number}
+        content: dict[str, Any] = {"number": number, "position": json.dumps(position)}
+        content["files"] = _sizes(self._folder)
         wait = checkpoint.save_async(path / STATE, state)
         self._writing = threading.Thread(target=self._finish, args=(path, content, wait))
         self._writing.start()
