@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from cai_jax import __version__, checkpoints, inputs, planner, shapes, summary
+from cai_jax import __version__, checkpoints, command_line, inputs, planner, shapes, summary
 from cai_jax.core import artifact, configuration, termination
 from cai_jax.core.lock import locked
 from cai_jax.core.progress import duration
@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None, load_stage: LoadStage = load_st
         load_stage: finds the module of a kind of step.
     """
     options, overrides = parse(arguments)
+    command_line.keep_compiled()
     workdir: Path = options.workdir
     config = configuration.load_config(options.config)
     if "data" not in config:

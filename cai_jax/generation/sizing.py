@@ -74,7 +74,7 @@ def plan_slots(
             raise InputError(
                 f"memory: expected at least {taken / 2**20:,.1f} MiB for {slots} slots of "
                 f"{span} positions, found {memory / 2**20:,.1f} MiB; lower max_new_tokens, shorten "
-                "the prompts, round to 8 bits with kv_cache, or give more memory"
+                "the prompts, keep them in 8 bits (kv_cache), or give more memory"
             )
         slots = fewer
 

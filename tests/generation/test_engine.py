@@ -6,6 +6,7 @@ import random
 import jax
 import numpy as np
 import pytest
+import references
 import tiny_models
 import torch
 
@@ -228,3 +229,16 @@ def test_chains_go_on_in_their_slots_and_say_what_each_prompt_says(llama, batch_
     assert [c.token_ids for c in alone] == [c.token_ids for c in completions]
     for one, other in zip(alone, completions):
         assert np.allclose(one.logprobs, other.logprobs, atol=1e-4)
+
+
+def test_eight_bits_hold_keys_and_values_to_half_a_percent(llama):
+    model, module = llama
+    model = model._replace(tokenizer=Endless(model.tokenizer))
+    rng = random.Random(5)
+    prompts = [rng.choices(range(3, 266), k=17) for _ in range(4)]
+    found = run(model, prompts, SamplingSettings(20, 0.0), range(4), 4, eight_bits=True)
+    exact = [references.logprobs(module, p, c.token_ids) for p, c in zip(prompts, found)]
+    wrong = np.abs(np.subtract([completion.logprobs for completion in found], exact))
+    assert 1e-5 < wrong.max() < 0.05
+    # A byte a number, and a factor of four bytes for the 8 of a head.
+    assert sizing.column_bytes(model.config, eight_bits=True) == 2 * 2 * 1 * (8 + 4)
