@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from ml_collections import ConfigDict
 
 from cai_jax import __version__, checkpoints, inputs, planner, shapes, summary
-from cai_jax.core import artifact, configuration
+from cai_jax.core import artifact, configuration, goodput, monitoring
 from cai_jax.core.lock import locked
 from cai_jax.core.progress import duration
 from cai_jax.data.readers import default_data
@@ -72,12 +72,14 @@ def main(arguments: Sequence[str] | None = None, load_stage: LoadStage = load_st
         arguments: the command line; None takes the process's own.
         load_stage: finds the module of a kind of step.
     """
+    started = time.monotonic()
     options, overrides = parse(arguments)
     workdir: Path = options.workdir
     config = configuration.load_config(options.config)
-    if "data" not in config:
-        with config.unlocked():
-            config.data = default_data()
+    with config.unlocked():
+        for name, group in (("data", default_data()), ("monitoring", monitoring.default_config())):
+            if name not in config:
+                config[name] = group
     configuration.override(config, overrides)
     steps = read_steps(config, load_stage)
     selected = select(steps, options.steps or [step.name for step in steps], "--steps")
@@ -97,11 +99,14 @@ def main(arguments: Sequence[str] | None = None, load_stage: LoadStage = load_st
         record = {"config": options.config, "overrides": overrides, "package_version": __version__}
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            with locked(workdir):
+            manifests = [artifact.read_manifest(workdir / step.name) for step in steps]
+            productive = goodput.productive_seconds([m for m in manifests if m])
+            with locked(workdir), goodput.clocked(workdir, started, productive) as update_clock:
                 artifact.write_json(workdir / RECORD, record)
                 # Once more: another run may have ended since.
                 to_run = decide(steps, workdir, selected, overwritten, given)
                 run(steps, workdir, selected, overwritten, to_run, given)
+                update_clock()
                 summary.write_summary(workdir, steps, config.seed)
         except PermissionError as error:
             raise InputError(f"--workdir={workdir}: cannot be written: {error}") from None

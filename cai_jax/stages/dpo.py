@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from cai_jax.core import monitoring
 from cai_jax.core import optimizer as optimizers
 from cai_jax.data import readers
 from cai_jax.errors import InputError
@@ -56,6 +57,7 @@ def default_config() -> ConfigDict:
     config.log_every = 10  # updates between two lines of metrics
     config.fields = readers.default_fields()  # what the comparisons' files call their columns
     config.data = readers.default_data()
+    config.monitoring = monitoring.default_config()
     return config
 
 
@@ -150,11 +152,15 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     pending: list[Any] = []  # metrics still on devices: read together, so that nothing waits
     recent: list[list[str]] = []
     where = f"{folder.name}, trained from {inputs['model']}"
+    flops = monitoring.training_flops(trained, frozen)
+    mfu = monitoring.mfu_per_token(flops, device_mesh)
     with (
-        MetricsWriter(folder) as writer,
+        MetricsWriter(folder, config.monitoring, mfu) as writer,
         Progress(f"{folder.name} (dpo)", num_steps, "updates") as progress,
     ):
-        for number, indices in enumerate(stream, start=1):
+        for number, indices in monitoring.profiled(
+            enumerate(stream, start=1), config.monitoring.profile_steps, folder
+        ):
             group = [pairs[i] for i in indices]
             tokens += sum(len(pair.a) + len(pair.b) for pair in group)
             state, metrics = step(state, frozen, place(group, of_training[indices]))

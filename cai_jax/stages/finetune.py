@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from cai_jax.core import monitoring
 from cai_jax.core import optimizer as optimizers
 from cai_jax.data import readers
 from cai_jax.errors import InputError
@@ -46,6 +47,7 @@ def default_config() -> ConfigDict:
     config.on_long = "truncate"  # examples longer than a row: "truncate", "drop" or "refuse"
     config.log_every = 20  # updates between two lines of metrics
     config.data = readers.default_data()
+    config.monitoring = monitoring.default_config()
     return config
 
 
@@ -144,11 +146,15 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     seen: list[list[list[int]]] = []  # the rows of each
     loss = float("nan")
     where = f"{folder.name}, trained from {inputs['model']}"
+    flops = monitoring.training_flops(trained, frozen)
+    mfu = monitoring.mfu_per_token(flops, device_mesh)
     with (
-        MetricsWriter(folder) as writer,
+        MetricsWriter(folder, config.monitoring, mfu) as writer,
         Progress(f"{folder.name} (finetune)", num_steps, "updates") as progress,
     ):
-        for number, (indices, batch) in enumerate(stream, start=1):
+        for number, (indices, batch) in monitoring.profiled(
+            enumerate(stream, start=1), config.monitoring.profile_steps, folder
+        ):
             records += sum(len(row) for row in indices)
             tokens += int(np.count_nonzero(batch.segments))
             state, metrics = step(state, frozen, jax.device_put(batch, batch_sharding))

@@ -27,6 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cai_jax.algorithms import ppo_options
+from cai_jax.core import monitoring
 from cai_jax.core import optimizer as optimizers
 from cai_jax.data import readers
 from cai_jax.data.prompt_batches import ON_LONG
@@ -66,6 +67,7 @@ def default_config() -> ConfigDict:
     config.snapshot_every = 0  # iterations between two models in snapshots/; 0: none
     config.fields = readers.default_fields()  # what the prompts' files call their columns
     config.data = readers.default_data()
+    config.monitoring = monitoring.default_config()
     return config
 
 
@@ -123,12 +125,18 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         found = score_statistics.read(checkpoints.model_folder(inputs["preference_model"]))
         offset, scale = np.float32(found.mean), found.std
     last_good = f"{inputs['model']}, where it began"
+    sizes = [{"parameters": monitoring.size(model.params)} for model in (reference, preference)]
+    planned = plan(config, dict(zip(("model", "preference_model"), sizes)))
+    mfu = monitoring.mfu_per_token(planned["flops"] / planned["tokens"], device_mesh)
     with (
-        MetricsWriter(folder) as writer,
+        MetricsWriter(folder, config.monitoring, mfu) as writer,
         Progress(f"{folder.name} (ppo)", config.iterations, "iterations") as progress,
     ):
         draws = draw_prompts(fitted, config, sample_key)
-        for iteration, (drawn, batch) in zip(range(1, config.iterations + 1), draws):
+        numbered = zip(range(1, config.iterations + 1), draws)
+        for iteration, (drawn, batch) in monitoring.profiled(
+            numbered, config.monitoring.profile_steps, folder
+        ):
             batch = jax.device_put(batch, sharding.batch_sharding(device_mesh))
             experience = rollout(state.params, reference.params, preference.params, batch)
             if config.score_normalization == "running":
@@ -149,6 +157,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
             )
             metrics["evasive"] = np.mean([opens_with_refusal(r.response) for r in records])
             history.append({name: float(value) for name, value in metrics.items()})
+            writer.tokens += round(history[-1]["length"] * responses)
             writer.write(iteration, **history[-1], kl_coefficient=kl_coef)
             rollouts.append(folder / "samples.jsonl", records[: config.sample_texts])
             if (iteration - 1) % config.record_every == 0 or iteration == config.iterations:
