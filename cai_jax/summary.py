@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_jax.core import artifact, goodput
-from cai_jax.data import schema
+from cai_jax.data import rows, schema
 from cai_jax.pipeline import Step
 from cai_jax.text.dialogue import render
 
@@ -117,7 +117,7 @@ def _number(value: float | None, column: str) -> str:
 
 def _telling_chain(path: Path) -> schema.Chain | None:
     """The first chain that its revisions change; if none of the first does, the first."""
-    if not path.is_file():
+    if not rows.exists(path):
         return None
     first = None
     for number, (where, value) in enumerate(schema.json_lines(path)):

@@ -2,11 +2,13 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, Self
 
 from ml_collections import ConfigDict
 
+from cai_jax import hosts
 from cai_jax.core import monitoring
 
 
@@ -20,7 +22,7 @@ class MetricsWriter:
     def __init__(
         self, folder: Path, watch: ConfigDict | None = None, mfu_per_token: float | None = None
     ):
-        """Opens `folder/metrics.jsonl` for appending.
+        """Opens `folder/metrics.jsonl` for appending; on other hosts than the first, nothing.
 
         Args:
             folder: of the step.
@@ -28,9 +30,10 @@ class MetricsWriter:
                 nobody.
             mfu_per_token: as `monitoring.mfu_per_token` gives it.
         """
-        watch = watch or monitoring.default_config()
+        watch = watch if watch and hosts.is_first() else monitoring.default_config()
         self.tokens = 0
-        self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        path = folder / "metrics.jsonl" if hosts.is_first() else Path(os.devnull)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         self._writes, self._close_writers = monitoring.open_writers(watch.writers, folder)
         self._heartbeat = monitoring.Heartbeat(folder.name, watch.heartbeat_seconds, mfu_per_token)
 

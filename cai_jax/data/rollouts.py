@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cai_jax import hosts
 from cai_jax.data.schema import Prompt, Rollout
 from cai_jax.data.tokenization import TextTokenizer
 
@@ -43,7 +44,12 @@ def to_rollouts(
 
 
 def append(path: Path, records: Iterable[Rollout]) -> None:
-    """Writes records to the end of a JSON Lines file, to be read while training goes on."""
+    """Writes records to the end of a JSON Lines file, to be read while training goes on.
+
+    The first host does.
+    """
+    if not hosts.is_first():
+        return
     with open(path, "a", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n")

@@ -88,7 +88,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core.progress import Progress
     from cai_jax.data import comparison_sources, comparisons, pipeline
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.models import peft_adapter
+    from cai_jax.models import peft_adapter, placing
     from cai_jax.models.language_model import LanguageModel
     from cai_jax.text.formats import dialogue_format
 
@@ -122,7 +122,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     )
 
     def place(pairs: Sequence[TokenPair], reference: np.ndarray) -> ResponseBatch:
-        return jax.device_put(
+        return placing.place(
             comparisons.fill_responses(pairs, reference, config.pairs, length), rows
         )
 
@@ -132,7 +132,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         for first in range(0, len(pairs), config.pairs):
             group = pairs[first : first + config.pairs]
             batch = place(group, np.zeros((len(group), 2), np.float32))
-            found.append(np.asarray(logprobs(params, batch))[: len(group)])
+            found.append(placing.fetch(logprobs(params, batch))[: len(group)])
         return np.concatenate(found)
 
     reference = [of_pairs(model.params, source.fitted.pairs) for source in data]

@@ -103,7 +103,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core.progress import Progress
     from cai_jax.data import packing, pipeline
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.models import peft_adapter
+    from cai_jax.models import peft_adapter, placing
     from cai_jax.models.language_model import LanguageModel
 
     check(config, inputs)
@@ -157,7 +157,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         ):
             records += sum(len(row) for row in indices)
             tokens += int(np.count_nonzero(batch.segments))
-            state, metrics = step(state, frozen, jax.device_put(batch, batch_sharding))
+            state, metrics = step(state, frozen, placing.place(batch, batch_sharding))
             pending.append(metrics)
             seen.append(indices)
             if number % config.log_every == 0 or number == num_steps:
@@ -279,7 +279,7 @@ def read(path: Path, bad: BadRecords | None = None) -> list[Any]:
     from cai_jax.data import rows, schema
 
     if path.is_dir():
-        found = [path / name for name in RECORD_FILES if (path / name).is_file()]
+        found = [path / name for name in RECORD_FILES if rows.exists(path / name)]
         if not found:
             raise InputError(f"{path}: expected {', '.join(RECORD_FILES)}, found none of them")
         return [record for file in found for record in read(file, bad)]

@@ -96,7 +96,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.schema import write_records
     from cai_jax.generation.preference import check_models
-    from cai_jax.models import score_statistics
+    from cai_jax.models import placing, score_statistics
     from cai_jax.models.language_model import LanguageModel
     from cai_jax.text.refusals import opens_with_refusal
 
@@ -137,15 +137,15 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         for iteration, (drawn, batch) in monitoring.profiled(
             numbered, config.monitoring.profile_steps, folder
         ):
-            batch = jax.device_put(batch, sharding.batch_sharding(device_mesh))
+            batch = placing.place(batch, sharding.batch_sharding(device_mesh))
             experience = rollout(state.params, reference.params, preference.params, batch)
             if config.score_normalization == "running":
-                moments = moments.updated(jax.device_get(experience.scores))
+                moments = moments.updated(placing.fetch(experience.scores))
                 offset, scale = np.float32(moments.mean), moments.deviation
             elif config.score_normalization == "first_mean" and iteration == 1:
                 # The scores of a preference model mean something up to a constant alone. This one
                 # puts the reference at 0, where the values begin.
-                offset = np.mean(jax.device_get(experience.scores))
+                offset = np.mean(placing.fetch(experience.scores))
             controls = Controls(offset, np.float32(scale), np.float32(kl_coef))
             state, metrics = update(
                 state, experience, controls, jax.random.fold_in(update_key, iteration)
@@ -153,7 +153,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
             metrics = jax.device_get(metrics)
             check_finite(metrics, f"{folder.name}: iteration {iteration}", drawn, last_good)
             records = rollouts.to_rollouts(
-                jax.device_get(experience), iteration, drawn, reference.tokenizer
+                placing.fetch(experience), iteration, drawn, reference.tokenizer
             )
             metrics["evasive"] = np.mean([opens_with_refusal(r.response) for r in records])
             history.append({name: float(value) for name, value in metrics.items()})

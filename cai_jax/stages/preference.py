@@ -93,7 +93,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core.progress import Progress
     from cai_jax.data import comparison_sources, comparisons, pipeline
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.models import peft_adapter
+    from cai_jax.models import peft_adapter, placing
     from cai_jax.models.language_model import LanguageModel
     from cai_jax.text.formats import dialogue_format
 
@@ -135,7 +135,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     step = training.compiled_update(update, device_mesh, shardings, frozen)
 
     def place(pairs: Sequence[TokenPair]) -> PairBatch | SharedBatch:
-        return jax.device_put(fill(pairs, config.pairs, length), batch_sharding)
+        return placing.place(fill(pairs, config.pairs, length), batch_sharding)
 
     tokens = 0
     pending: list[Any] = []  # metrics still on devices: read together, so that nothing waits
