@@ -38,8 +38,8 @@ MAKERS = {
     "pairs": ("compare", "pair_answers"),
     "answers": ("evaluate",),
     "votes": (),
-    "comparisons": ("feedback",),
-    "held_out": ("feedback",),
+    "comparisons": ("feedback", "human_labels"),
+    "held_out": ("feedback", "human_labels"),
 }
 CHARACTERS_PER_TOKEN = 4  # of English text, for plans alone
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from cai_jax.core import artifact, goodput
 from cai_jax.data import rows, schema
+from cai_jax.page import sweeps
 from cai_jax.pipeline import Step
 from cai_jax.text.dialogue import render
 
@@ -67,6 +68,12 @@ def closing(workdir: Path, steps: Sequence[Step]) -> Iterator[str]:
             yield f"{name}, judged by the {judge}:\n{_table(of['models'])}"
         if "sets" in found:
             yield f"{name}, accuracy:\n{_accuracies(found['sets'])}"
+    for step in steps:
+        if step.kind == "contrast" and artifact.is_finished(workdir / step.name):
+            path = workdir / step.name / "contrast.json"
+            swept = json.loads(path.read_text(encoding="utf-8"))
+            note, table = sweeps.note(swept), _aligned(sweeps.rows(swept))
+            yield f"{step.name}: {note}\n{table}\n  {path.with_suffix('.svg')}"
     for step in steps:
         chain = _telling_chain(workdir / step.name / "chains.jsonl")
         if chain and artifact.is_finished(workdir / step.name):

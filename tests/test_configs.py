@@ -15,8 +15,8 @@ from cai_jax.resume import Outside
 from cai_jax.stages import load_stage
 
 ROOT = Path(__file__).parents[1]
-# Of the method; those of evaluations have a test of their own (test_evaluations.py).
-OTHERS = ("demo", "evaluate", "elo", "votes")
+# Of the method; those of evaluations (test_evaluations.py) and of the laboratory have their own.
+OTHERS = ("demo", "evaluate", "elo", "votes", "reproduce", "reproduce_full")
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in OTHERS)
 NUM_PROMPTS, NUM_HELPFUL = 42_496, 135_296  # of people, in the paper
 GIB = 2**30

@@ -1,4 +1,4 @@
-"""Bootstrap intervals, over records or over clusters of them; exact in their seed."""
+"""Intervals: bootstrap over records or clusters, exact in their seed; Student's over runs."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -90,6 +90,27 @@ def rate_interval(
     return interval
 
 
+def student_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:
+    """The mean of a few independent `values` [n], one a run, with Student's t interval.
+
+    Of one value the ends are infinite: nothing is known of its spread.
+
+    Raises:
+        ValueError: if there are no values.
+    """
+    from scipy.special import stdtrit
+
+    values = np.asarray(values, np.float64)
+    if values.size == 0:
+        raise ValueError("student_interval: expected at least one value, found none")
+    mean = float(values.mean())
+    if values.size == 1:
+        return Interval(mean, -np.inf, np.inf)
+    error = float(values.std(ddof=1) / np.sqrt(values.size))
+    reach = float(stdtrit(values.size - 1, 0.5 + level / 2)) * error
+    return Interval(mean, mean - reach, mean + reach)
+
+
 def paired_difference(
     a: Sequence[float] | np.ndarray,
     b: Sequence[float] | np.ndarray,
@@ -110,6 +131,33 @@ def paired_difference(
     return mean_interval(
         a - b, seed=seed, num_resamples=num_resamples, level=level, clusters=clusters
     )
+
+
+def sign_flip_test(
+    differences: Sequence[float] | np.ndarray, *, seed: int, num_resamples: int = 10_000
+) -> float:
+    """Two-sided p of a mean of paired differences [n], by flipping signs at random (Fisher 1935).
+
+    If the two of a pair are as good as each other, either sign was as likely; p is the share of
+    flips, the one observed among them, with a mean as far from 0.
+    """
+    differences = np.asarray(differences, np.float64)
+    rng = np.random.default_rng(seed)
+    signs = rng.integers(0, 2, (num_resamples, differences.size), dtype=np.int8) * 2 - 1
+    flipped = np.abs(signs @ differences)
+    # Sums of the same numbers in another order differ by rounding.
+    as_far = flipped >= abs(differences.sum()) - 1e-9
+    return float((1 + as_far.sum()) / (1 + num_resamples))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p of several tests, adjusted so that any false alarm is as rare as said (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.asarray(p_values, np.float64)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.minimum(np.maximum.accumulate(adjusted), 1.0)
+    found = np.empty(len(order))
+    found[order] = adjusted
+    return found.tolist()
 
 
 def estimates(

@@ -1,9 +1,12 @@
-"""The world's "human" helpfulness comparisons, labelled by the oracle.
+"""The world's "human" judgements, made by the oracle: of drawn and of given pairs.
 
 As in the paper, they are about helpfulness alone. One of two responses helps: to a benign request,
 by answering it; to a red-team request, where neither complies, by explaining and offering something
 else. The other refuses, lectures, drifts off or is broken. Whether to comply with a harmful request
 is left to the constitution.
+
+The baselines of Bai et al. 2022a need people who do judge that: `preferred` asks which of two given
+responses is less harmful, no matter whether it is evasive, or which does what was asked for.
 """
 
 import random
@@ -13,6 +16,7 @@ from typing import Any
 from cai_jax.sandbox import language, oracle
 from cai_jax.sandbox.language import Request, Response
 
+QUESTIONS = ("harmlessness", "helpfulness")
 REMARK_RATE = 0.15
 BENIGN_RATES = {"good": 0.5, "refuse": 0.2, "lecture": 0.2, "drift": 0.06, "break": 0.04}
 RED_TEAM_RATES = {"good": 0.5, "refuse": 0.22, "drift": 0.24, "break": 0.04}
@@ -35,6 +39,31 @@ def draw_comparison(rng: random.Random, *, held_out: bool) -> dict[str, Any]:
         "response_b": b,
         "p_a": float(helps[0]),
     }
+
+
+def preferred(question: str, request: str, response_a: str, response_b: str) -> float | None:
+    """1.0 if people prefer response A, 0.0 if B; None if they see no difference.
+
+    Of harmlessness: fewer harms win, and a broken answer loses, but an evasive one is as good as an
+    explanation. Of helpfulness: to do what was asked, harmful or not, beats to decline with a
+    reason, which beats the rest.
+
+    Args:
+        question: one of QUESTIONS.
+        request: the text of the last human turn.
+        response_a, response_b: what to compare.
+    """
+    merit = _harmlessness if question == "harmlessness" else _helpfulness
+    a, b = (merit(oracle.judge(request, text)) for text in (response_a, response_b))
+    return None if a == b else float(a > b)
+
+
+def _harmlessness(verdict: oracle.Verdict) -> int:
+    return -1_000 if verdict.broken else -len(verdict.harms)
+
+
+def _helpfulness(verdict: oracle.Verdict) -> int:
+    return 2 if verdict.helpful else int(verdict.explains)
 
 
 def _helps(verdict: oracle.Verdict, harmful: bool) -> bool:

@@ -54,6 +54,14 @@ def feedback_measures(
     return measures.feedback_measures(judged)
 
 
+def decided(
+    comparisons: Iterable[Any], probability: Callable[[Any], float]
+) -> list[tuple[float, float]]:
+    """(P(A is better) before clamping, 1.0 if A is) where a principle covers one side's harms."""
+    judged = measures.judge_comparisons(comparisons, oracle.judge, covers, probability)
+    return [(c.p, float(bool(c.faults_b))) for c in judged if bool(c.faults_a) != bool(c.faults_b)]
+
+
 def covers(principle: str | None) -> frozenset[str]:
     """The harms that a principle of the world's constitution speaks of.
 

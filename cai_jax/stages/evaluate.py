@@ -2,7 +2,8 @@
 
 Writes evaluation.json and samples.jsonl (Answer). Each model answers the same prompts with the same
 key a prompt, so that differences between models are those of the models; a judge reads the answers.
-This stage, and the build of the sandbox, are all that ever reads the sandbox's oracle.
+This stage, the build of the sandbox, and `human_labels`, which stands for the sandbox's people, are
+all that ever reads its oracle.
 """
 
 from __future__ import annotations
@@ -370,9 +371,30 @@ def _oracle_measures(config: ConfigDict, inputs: Mapping[str, Any]) -> dict[str,
         found["feedback"] = {}
         for name, path in inputs["feedback"].items():
             path = _file(path, "comparisons.jsonl")
-            measures = judging.feedback_measures(read_records(path, Comparison), raw_probability)
+            comparisons = read_records(path, Comparison)
+            measures = judging.feedback_measures(comparisons, raw_probability)
             found["feedback"][name] = _estimates(config, measures)
+            decided = judging.decided(comparisons, raw_probability)
+            found.setdefault("calibration", {})[name] = _calibration(decided)
     return found
+
+
+def _calibration(decided: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """How far the labels of comparisons that a principle decides can be believed (Fig 9)."""
+    import numpy as np
+
+    from cai_jax.algorithms import calibration
+
+    if not decided:
+        return {"n": 0}
+    p, outcomes = np.array(decided).T
+    right = np.where(p == 0.5, 0.5, (p > 0.5) == (outcomes > 0.5))
+    return {
+        "n": len(p),
+        "calibration_error": calibration.expected_calibration_error(p, outcomes),
+        "overconfidence": float(np.maximum(p, 1.0 - p).mean() - right.mean()),
+        "curve": calibration.curve(p, outcomes),
+    }
 
 
 def _file(path: Path, name: str) -> Path:

@@ -63,6 +63,7 @@ def default_config() -> ConfigDict:
     config.temperature = 1.0  # of the reasoning, as top_k and top_p
     config.top_k = 0
     config.top_p = 1.0
+    config.limit = 0  # at most so many pairs; 0: all
     config.on_long = "refuse"  # pairs that the model's positions do not hold: "refuse" or "drop"
     config.batch_size = 64
     config.fields = readers.default_fields()  # what the pairs' file calls its columns
@@ -105,7 +106,7 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
 
     constitution = check(config, inputs)
     bad = BadRecords(config.data.on_bad_record)
-    given = read_pairs(inputs["pairs"], config.fields, bad)
+    given = read_pairs(inputs["pairs"], config.fields, bad)[: config.limit or None]
     pairs = [pair for pair in given if not identical(pair)]
     asked_each = questions_each(config, len(constitution.principles))
     size = max(BLOCK // asked_each, 1)
@@ -161,7 +162,8 @@ def check(config: ConfigDict, inputs: Mapping[str, Any]) -> Constitution:
         ends = list(config[name])
         if len(ends) != 2 or not 0 <= ends[0] <= 0.5 <= ends[1] <= 1:
             raise InputError(f"{name}: expected 0 <= low <= 0.5 <= high <= 1, found {ends}")
-    for name, least in {"num_few_shots": 0, "num_reasonings": 1, "principles_seed": -1}.items():
+    lowest = {"num_few_shots": 0, "num_reasonings": 1, "principles_seed": -1, "limit": 0}
+    for name, least in lowest.items():
         if config[name] < least:
             raise InputError(f"{name}: expected {least} or more, found {config[name]}")
     if config.num_reasonings > 1 and not config.chain_of_thought:
@@ -349,15 +351,18 @@ def refuse_long(job: Job, blocks: Sequence[Sequence[Pair]]) -> None:
 def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, Any]:
     """Comparisons, tokens (read and generated) and FLOPs, if every few-shot fits."""
     pairs, constitution = planned["pairs"], planned["constitution"]
+    records = min(pairs["records"], config.limit) if config.limit else pairs["records"]
+    share = records / max(pairs["records"], 1)
     kind = "reasoning" if config.chain_of_thought else "comparison"
     shots = planning.few_shot_tokens(constitution, kind, config.num_few_shots)
     principles = config.num_principles or len(config.principles) or constitution["records"]
     asked = questions_each(config, principles)
-    tokens = asked * (pairs["tokens"] + pairs.get("prompt_tokens", 0) + pairs["records"] * shots)
+    of_pairs = (pairs["tokens"] + pairs.get("prompt_tokens", 0)) * share
+    tokens = asked * round(of_pairs + records * shots)
     if config.chain_of_thought:  # written, and the question read again with it
-        tokens = 2 * tokens + 2 * asked * pairs["records"] * config.max_reasoning_tokens
+        tokens = 2 * tokens + 2 * asked * records * config.max_reasoning_tokens
     return {
-        "records": pairs["records"],
+        "records": records,
         "tokens": tokens,
         "flops": planning.forward_flops(planned["model"], tokens),
     }

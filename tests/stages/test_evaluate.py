@@ -1,5 +1,6 @@
 import functools
 import json
+import math
 import random
 import types
 
@@ -179,6 +180,13 @@ def test_chains_critiques_and_feedback_are_judged(tmp_path, spoken):
     # One has more harms: no pair free of the shortcut is left; of the two, one is right.
     assert direct["accuracy"] is None and direct["accuracy_all"] == 0.5
     assert found["preference"] == {"accuracy": 0.93}
+    # Before clamping 0.953 for the second response, which is the better one; and 0.7 for the first.
+    calibration = found["calibration"]["direct"]
+    p = 1 / (1 + math.exp(-3.0))
+    assert calibration["n"] == 2
+    assert calibration["overconfidence"] == pytest.approx((p + 0.7) / 2 - 0.5)
+    assert calibration["calibration_error"] == pytest.approx((abs(1 - p) + 0.7) / 2, abs=1e-6)
+    assert [one["n"] for one in calibration["curve"]] == [1, 1]
 
 
 def test_probability_before_clamping():

@@ -86,6 +86,24 @@ def test_questions_and_labels(tmp_path, given, monkeypatch):
     )
 
 
+def test_a_limit_takes_the_first_pairs_and_changes_no_draw(tmp_path, given, monkeypatch):
+    speak(monkeypatch, None)
+    choose(monkeypatch, prefers_yes)
+    _, every = run(tmp_path / "all/step", given)
+    counts, some = run(tmp_path / "some/step", given, limit=3)
+    assert counts["records"] == 3 and some == every[:3]
+    planned = {
+        "model": {"parameters": 10},
+        "pairs": {"records": 8, "tokens": 800},
+        "constitution": {"records": 2, "tokens": 50},
+    }
+    config = feedback.default_config()
+    assert feedback.plan(config, planned)["tokens"] == 800
+    config.limit = 3
+    plan = feedback.plan(config, planned)
+    assert (plan["records"], plan["tokens"]) == (3, 300)
+
+
 def test_draws_are_those_of_every_version(tmp_path, given, monkeypatch):
     """Of seed 0 in a step named "step": what a finished run has drawn, a later one draws again."""
     reasoned = speak(monkeypatch, lambda text, number: " hm.")

@@ -1,0 +1,213 @@
+"""The paper's figures and claims in the desk-scale world: `python -m cai_jax.reproduce`.
+
+Runs the steps that the asked figures need, for each seed in a workdir of its own below --workdir,
+and writes claims.json, figures/*.svg and index.html. What is finished is not run again: a figure
+asked for later, or one seed more, reuses it. docs/claims.md says what is tested, and how.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cai_jax.command_line import Parser
+from cai_jax.core import artifact
+from cai_jax.core.progress import Progress
+from cai_jax.errors import InputError, exits_on_input_error
+
+if typing.TYPE_CHECKING:
+    from cai_jax.laboratory.measured import Run
+    from cai_jax.pipeline import Step
+
+CONFIG = '''"""Written by cai_jax.reproduce: the steps of cai_jax/laboratory/steps.py."""
+
+from cai_jax.laboratory import steps
+
+
+def get_config():
+    """At the scale of this workdir."""
+    return steps.get_config("{scale}")
+'''
+
+
+def parser() -> Parser:
+    """The flags."""
+    flags = Parser(prog="python -m cai_jax.reproduce", description=__doc__)
+    flags.add_argument("--workdir", type=Path, required=True, help="made if needed")
+    flags.add_argument("--figures", default="all", help='"2,5,variants", say; or "all"')
+    flags.add_argument("--seeds", type=int, default=3, help="runs, of the seeds 0, 1, ...")
+    flags.add_argument("--scale", choices=("quick", "full"), default="quick", help="of everything")
+    flags.add_argument(
+        "--read_only", action="store_true", help="run nothing, and read what is finished"
+    )
+    return flags
+
+
+@exits_on_input_error
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs what is missing, and writes claims, figures and page.
+
+    Args:
+        arguments: the command line; None takes the process's own.
+    """
+    options = parser().parse_args(arguments)
+    from cai_jax.laboratory import steps
+    from cai_jax.laboratory.figures import FIGURES
+    from cai_jax.pipeline import read_steps
+    from cai_jax.stages import load_stage
+
+    figures = list(FIGURES) if options.figures == "all" else options.figures.split(",")
+    for name in figures:
+        if name not in FIGURES:
+            raise InputError(f"--figures: expected some of {', '.join(FIGURES)}, found {name!r}")
+    if options.seeds < 1:
+        raise InputError(f"--seeds: expected at least 1, found {options.seeds}")
+    config = write_config(options.workdir, options.scale)
+    wanted = needed(read_steps(steps.get_config(options.scale), load_stage), figures)
+    folders = [options.workdir / f"seed-{seed}" for seed in range(options.seeds)]
+    if not options.read_only:
+        run_seeds(config, folders, wanted)
+    runs = [read(folder) for folder in folders if folder.is_dir()]
+    runs = [run for run in runs if run]
+    about = f"Scale: {options.scale}. Seeds: {len(runs)}."
+    for line in write(options.workdir, runs, figures, about):
+        print(line)
+
+
+def write_config(workdir: Path, scale: str) -> Path:
+    """The config file of a workdir; refused if the workdir has another scale."""
+    path, text = workdir / "config.py", CONFIG.format(scale=scale)
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise InputError(f"{path}: is of another scale; name another --workdir, or that --scale")
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def needed(steps: Sequence[Step], figures: Sequence[str]) -> list[str]:
+    """The steps that figures read, and all that these need, in the order of `steps`."""
+    from cai_jax.laboratory.figures import FIGURES
+
+    sources = {step.name: step.sources for step in steps}
+    waiting = [name for figure in figures for name in FIGURES[figure].steps]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += sources[name]
+    return [step.name for step in steps if step.name in found]
+
+
+def run_seeds(config: Path, folders: Sequence[Path], wanted: Sequence[str]) -> None:
+    """Runs the wanted steps of each seed; a line on stdout for each that was not finished.
+
+    Each seed is a process of `cai_jax.run`. They share what was compiled, on disk: most steps
+    compile the same programs.
+
+    Raises:
+        SystemExit: a run failed, with its status; its message is on stderr.
+    """
+    compiled = config.parent / "compiled"
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(compiled.absolute()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    total = len(folders) * len(wanted)
+    with Progress("reproduce", total, "steps") as progress:
+        for seed, folder in enumerate(folders):
+            missing = [name for name in wanted if not artifact.is_finished(folder / name)]
+            progress.advance(len(wanted) - len(missing), f"seed {seed}")
+            if not missing:
+                continue
+            command = [sys.executable, "-m", "cai_jax.run", f"--config={config}"]
+            command += [f"--workdir={folder}", f"--config.seed={seed}"]
+            command += [f"--steps={','.join(wanted)}"]
+            with subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, text=True
+            ) as process:
+                for line in process.stdout or ():
+                    name = line.split(" ")[0].strip()
+                    if name in missing and "records" in line:
+                        missing.remove(name)
+                        progress.advance(1, f"seed {seed}: {name}")
+                        print(f"seed {seed}  {line.rstrip()}", flush=True)
+            if process.returncode:
+                raise SystemExit(process.returncode)
+
+
+def read(workdir: Path) -> Run:
+    """Step -> evaluation of the finished steps of a seed."""
+    return {
+        folder.name: json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        for folder in sorted(workdir.iterdir())
+        if artifact.is_finished(folder) and (folder / "evaluation.json").is_file()
+    }
+
+
+def write(workdir: Path, runs: Sequence[Run], figures: Sequence[str], about: str) -> list[str]:
+    """Computes and writes everything from the runs alone; returns lines that sum it up."""
+    from cai_jax.laboratory import claims, page
+    from cai_jax.laboratory.figures import FIGURES, variants
+    from cai_jax.laboratory.measured import Missing
+
+    results = claims.results(runs)
+    required = claims.tested(claims.REQUIREMENT, runs, 0)
+    ours: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    for name in figures:
+        try:
+            ours[name] = FIGURES[name].ours(runs) if runs else []
+        except Missing as missing:
+            reasons[name] = f"Not there: needs the step {missing}."
+    folder = workdir / "figures"
+    folder.mkdir(exist_ok=True)
+    for name, panels in ours.items():
+        if panels:
+            (folder / f"figure-{name}.svg").write_text(page.drawing(panels), encoding="utf-8")
+            paper = FIGURES[name].paper()
+            if paper:
+                drawing = page.drawing(paper)
+                (folder / f"figure-{name}-paper.svg").write_text(drawing, encoding="utf-8")
+    found = variants(runs)
+    html = page.page([*results, required], ours, reasons, found, about)
+    (workdir / "index.html").write_text(html, encoding="utf-8")
+    numbers = {
+        "statement": page.STATEMENT,
+        "about": about,
+        "claims": [dataclasses.asdict(result) for result in results],
+        "required": dataclasses.asdict(required),
+        "figures": {name: [panel._asdict() for panel in panels] for name, panels in ours.items()},
+        "variants": found,
+    }
+    artifact.write_json(workdir / "claims.json", plain(numbers))
+    lines = [
+        f"{result.number or '-':>2}  {result.verdict:<12}  {result.claim}"
+        for result in (*results, required)
+    ]
+    return [*lines, page.STATEMENT, str(workdir / "index.html")]
+
+
+def plain(value: Any) -> Any:
+    """For JSON: named tuples as objects, and None for what is not finite."""
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+if __name__ == "__main__":
+    main()
