@@ -155,6 +155,16 @@ def test_what_is_placed_is_fetched():
     assert placing.place(tree, None)["a"].devices() == {jax.devices()[0]}
 
 
+def test_arrays_go_to_devices_where_several_hosts_can_follow():
+    allowed = {"models/placing.py", "core/training.py"}
+    found = {
+        path.relative_to(ROOT / "cai_jax").as_posix()
+        for path in (ROOT / "cai_jax").rglob("*.py")
+        if "jax.device_put" in path.read_text()
+    }
+    assert found == allowed
+
+
 CONFIG = """
 from ml_collections import ConfigDict
 from cai_jax.stages import step
