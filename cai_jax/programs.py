@@ -44,6 +44,7 @@ class Program(NamedTuple):
     # What the method needs: 2 a parameter and token forward, 4 backward; no rematerialisation.
     useful_flops: float
     loop_trips: int  # of loops whose number of rounds is data: tokens generated at most
+    required_bytes: float | None = None  # that each device sends, by arithmetic; None: not derived
 
 
 def finetune_programs(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> list[Program]:
@@ -78,7 +79,7 @@ def _update(
 ) -> Program:
     import jax
 
-    from cai_jax.core import sharding, training
+    from cai_jax.core import collectives, sharding, training
     from cai_jax.core.abstract import parameter_count, placed_as
 
     optimizer = optimizers.make_optimizer(config, UPDATES)
@@ -100,7 +101,22 @@ def _update(
     )
     # The stage keeps what it began with until it ends.
     held = () if frozen is not None else (placed[0].params,)
-    return Program(name, step, placed, held, tokens, useful, 1)
+    computed = computing.computed(model, config)
+    required = sum(
+        collectives.required_bytes(
+            of,
+            mesh,
+            positions=tokens,
+            width=model.width,
+            layers=model.layers if of is placed[0].params else 0,
+            itemsize=np.dtype(computed.dtype).itemsize,
+            parts=config.accumulate,
+            recomputed=computed.remat == "layer",
+            trained=of is placed[0].params,
+        )
+        for of in (placed[0].params, placed[1])
+    )
+    return Program(name, step, placed, held, tokens, useful, 1, required)
 
 
 def ppo_programs(
@@ -227,15 +243,24 @@ def cache_shardings(cache: Any, mesh: Mesh) -> Any:
     )
 
 
-def on_accelerator(model: ModelConfig, simulated: bool = False) -> ModelConfig:
+def on_accelerator(model: ModelConfig, attention: str) -> ModelConfig:
     """The model as it is computed where the devices are no CPUs, whatever this process sees.
 
-    Layers are scanned on `simulated` devices too, so that their number costs no compile time.
+    Layers are scanned on simulated devices too, so that their number costs no compile time.
+
+    Args:
+        model: the model.
+        attention: as in `ModelConfig`, of the devices; "plain" for simulated ones.
     """
     from cai_jax.models.transformer import LOSS_POSITIONS
 
-    positions = model.loss_positions or (0 if simulated else LOSS_POSITIONS)
-    return dataclasses.replace(model, scan_unroll=model.scan_unroll or 1, loss_positions=positions)
+    positions = model.loss_positions or (0 if attention == "plain" else LOSS_POSITIONS)
+    return dataclasses.replace(
+        model,
+        scan_unroll=model.scan_unroll or 1,
+        loss_positions=positions,
+        attention=model.attention or attention,
+    )
 
 
 def check_rows(name: str, found: int, parts: int) -> None:

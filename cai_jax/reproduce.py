@@ -155,7 +155,7 @@ def read(workdir: Path) -> Run:
 
 def write(workdir: Path, runs: Sequence[Run], figures: Sequence[str], about: str) -> list[str]:
     """Computes and writes everything from the runs alone; returns lines that sum it up."""
-    from cai_jax.laboratory import claims, page
+    from cai_jax.laboratory import checks, claims, page
     from cai_jax.laboratory.figures import FIGURES, variants
     from cai_jax.laboratory.measured import Missing
 
@@ -178,13 +178,15 @@ def write(workdir: Path, runs: Sequence[Run], figures: Sequence[str], about: str
                 drawing = page.drawing(paper)
                 (folder / f"figure-{name}-paper.svg").write_text(drawing, encoding="utf-8")
     found = variants(runs)
-    html = page.page([*results, required], ours, reasons, found, about)
+    explaining = checks.checked(runs)
+    html = page.page([*results, required], ours, reasons, found, explaining, about)
     (workdir / "index.html").write_text(html, encoding="utf-8")
     numbers = {
         "statement": page.STATEMENT,
         "about": about,
         "claims": [dataclasses.asdict(result) for result in results],
         "required": dataclasses.asdict(required),
+        "checks": [dataclasses.asdict(check) for check in explaining],
         "figures": {name: [panel._asdict() for panel in panels] for name, panels in ours.items()},
         "variants": found,
     }

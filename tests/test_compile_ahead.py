@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from world_models import write_model
 
-from cai_jax import compile_ahead
+from cai_jax import compile_ahead, estimates
 from cai_jax.core import topology
 from cai_jax.core.hlo_costs import Costs
 
@@ -160,17 +160,17 @@ def test_what_does_not_divide_is_refused_by_name(capsys, config):
 
 def test_collectives_run_beside_the_rest_in_the_estimate():
     chip = topology.Chip("a chip", flops=100.0, memory=10, bandwidth=10.0, links=2.0)
-    found = compile_ahead.roofline(Costs(200.0, 50.0, {"all-gather": 9.0}, 8.0, 0, 6.0), chip)
+    found = estimates.roofline(Costs(200.0, 50.0, {"all-gather": 9.0}, 8.0, 0, 6.0), chip)
     assert found["seconds_by_resource"] == {"arithmetic": 2.0, "hbm": 5.0, "collectives": 4.0}
     assert (found["estimated_seconds"], found["seconds_without_overlap"]) == (6.0, 10.0)
     slow = chip._replace(links=1.0)
-    found = compile_ahead.roofline(Costs(200.0, 50.0, {"all-gather": 9.0}, 8.0, 0, 6.0), slow)
+    found = estimates.roofline(Costs(200.0, 50.0, {"all-gather": 9.0}, 8.0, 0, 6.0), slow)
     assert found["estimated_seconds"] == 8.0
 
 
 def test_what_a_compiler_says_of_memory():
     message = "RESOURCE_EXHAUSTED: ... Used 20.5G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
-    assert compile_ahead.out_of_memory(message) == int(20.5 * 2**30)
+    assert estimates.out_of_memory(message) == int(20.5 * 2**30)
 
 
 @pytest.mark.skipif(

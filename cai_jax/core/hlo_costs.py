@@ -9,11 +9,12 @@ again. Everything is of one device: the text is of the partitioned program.
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+
+from cai_jax.core import hlo_kernels, hlo_text
+from cai_jax.core.hlo_text import Computation, Instruction, Shape
 
 COLLECTIVES = (
     "all-gather",
@@ -24,7 +25,6 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-_BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 # Instructions that move nothing by themselves.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
@@ -32,22 +32,6 @@ _FREE = {
     *("add-dependency", "copy-done", "async-done", "async-update", "async-start", "send-done"),
     *("recv-done", "reshape"),
 }
-
-
-class Shape(NamedTuple):
-    """One array of an instruction's result."""
-
-    dtype: str
-    sizes: tuple[int, ...]
-    on_chip: bool  # in the memory beside the arithmetic, not in HBM
-
-    @property
-    def bytes(self) -> int:
-        """Its size, without padding."""
-        bits = _BITS.get(self.dtype)
-        if bits is None:
-            bits = int(re.findall(r"\d+", self.dtype)[0])
-        return math.prod(self.sizes) * bits // 8
 
 
 class Rates(NamedTuple):
@@ -99,52 +83,6 @@ class Costs(NamedTuple):
 NOTHING = Costs(0.0, 0.0, {}, 0.0, 0)
 
 
-class Instruction(NamedTuple):
-    """A line of a computation."""
-
-    name: str
-    shapes: list[Shape]
-    opcode: str
-    operands: list[str]
-    text: str  # between the parentheses
-    attributes: str  # after them
-    root: bool
-
-    def called(self, attribute: str) -> str | None:
-        """The computation named as `attribute`."""
-        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
-        return found[1] if found else None
-
-
-class Computation:
-    """A named list of instructions."""
-
-    def __init__(self, name: str):
-        self.name = name
-        self.instructions: list[Instruction] = []
-
-    @cached_property
-    def by_name(self) -> dict[str, Instruction]:
-        """The instructions by their names."""
-        return {i.name: i for i in self.instructions}
-
-    @property
-    def root(self) -> Instruction:
-        """Whose value is the computation's."""
-        return next(i for i in reversed(self.instructions) if i.root)
-
-    def users(self, name: str) -> list[Instruction]:
-        """The instructions that read `name`, through bitcasts."""
-        found: list[Instruction] = []
-        for instruction in self.instructions:
-            if name in instruction.operands:
-                if instruction.opcode == "bitcast" and not instruction.root:
-                    found += self.users(instruction.name)
-                else:
-                    found.append(instruction)
-        return found
-
-
 class _Counting(NamedTuple):
     loop_trips: float
     rates: Rates | None
@@ -155,19 +93,7 @@ class Module:
     """A program as `jax.stages.Compiled.as_text` prints it."""
 
     def __init__(self, text: str):
-        self.computations: dict[str, Computation] = {}
-        self.entry = ""
-        current: Computation | None = None
-        for line in text.splitlines():
-            if current is None:
-                header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
-                if header:
-                    current = self.computations[header[2]] = Computation(header[2])
-                    self.entry = header[2] if header[1] else self.entry
-            elif line.startswith("}"):
-                current = None
-            elif " = " in line:
-                current.instructions.append(_instruction(line))
+        self.computations, self.entry = hlo_text.read(text)
 
     def costs(self, loop_trips: float = 1, rates: Rates | None = None) -> Costs:
         """Of the whole program.
@@ -213,6 +139,9 @@ class Module:
             inside = NOTHING._replace(flops=_dot_flops(i, computation))  # cuBLAS
         elif i.opcode == "convolution":
             inside = NOTHING._replace(flops=_convolution_flops(i, computation))
+        of_kernel = hlo_kernels.attention(i, computation)
+        if of_kernel is not None:
+            inside = NOTHING._replace(flops=of_kernel.flops)
         kind = i.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             arrays = [*i.shapes, *(s for o in i.operands for s in _shapes_of(o, computation))]
@@ -222,6 +151,8 @@ class Module:
                 payload = float(max(results, sum(_size(o, computation) for o in i.operands)))
             inside = NOTHING._replace(moved={kind: payload}, sent=payload * _share(kind, i))
         size, seconds = self._hbm_bytes(i, computation), 0.0
+        if of_kernel is not None:
+            size += of_kernel.read_again
         if counting.rates is not None:
             rates = counting.rates
             seconds = 0.0 if kind in COLLECTIVES else size / rates.bandwidth
@@ -334,41 +265,6 @@ def _branches(attributes: str) -> str:
 
 def _is_integer(i: Instruction) -> bool:
     return i.opcode == "constant" and bool(re.fullmatch(r"\d+", i.text)) and not i.shapes[0].sizes
-
-
-def _instruction(line: str) -> Instruction:
-    left, _, right = line.strip().partition(" = ")
-    root = left.startswith("ROOT ")
-    name = left.removeprefix("ROOT ").lstrip("%")
-    end = _closing(right, 0) + 1 if right.startswith("(") else right.index(" ")
-    opening = right.index("(", end)
-    closing = _closing(right, opening)
-    inside = right[opening + 1 : closing]
-    return Instruction(
-        name=name,
-        shapes=list(_shapes(right[:end])),
-        opcode=right[end:opening].strip(),
-        operands=re.findall(r"%([\w.\-]+)", inside),
-        text=inside,
-        attributes=right[closing + 1 :],
-        root=root,
-    )
-
-
-def _closing(text: str, start: int) -> int:
-    """Where the parenthesis at `start` is closed."""
-    depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
-        if not depth:
-            return place
-    raise ValueError(f"no closing parenthesis in {text[start : start + 80]!r}")
-
-
-def _shapes(text: str) -> Iterator[Shape]:
-    for dtype, sizes, layout in re.findall(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?", text):
-        numbers = tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size)
-        yield Shape(dtype, numbers, bool(re.search(r"S\([1-9]", layout)))
 
 
 def _shapes_of(name: str, computation: Computation) -> list[Shape]:

@@ -61,14 +61,31 @@ def _arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> Any:
     """Devices in an array of `sizes`, neighbours on the network beside each other.
 
     An axis takes whole axes of a TPU's torus where that can be (8 of 2 x 2 x 2), else parts of them
-    (8 x 8 of 4 x 4 x 4), whose rings are not closed.
+    (8 x 8 of 4 x 4 x 4), whose rings are not closed. Slices, between which the network is slow, lie
+    along `data`, whose devices exchange gradients and nothing else.
     """
     from jax.experimental import mesh_utils
 
+    slices = 1
+    if devices[0].platform == "tpu":  # hosts of GPUs have numbers too, and a network to split over
+        slices = len({device.slice_index for device in devices})
+    if sizes[0] % slices:
+        raise InputError(
+            f"mesh data={sizes[0]}: expected a multiple of {slices}, the number of slices that the "
+            f"{len(devices)} devices are of"
+        )
+    inside = (sizes[0] // slices, *sizes[1:])
+
+    def arranged(**options: bool) -> Any:
+        if slices == 1:
+            return mesh_utils.create_device_mesh(sizes, devices, **options)
+        between = (slices, *[1] * (len(sizes) - 1))
+        return mesh_utils.create_hybrid_device_mesh(inside, between, devices, **options)
+
     try:
-        return mesh_utils.create_device_mesh(sizes, devices)
+        return arranged()
     except NotImplementedError:
-        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return arranged(allow_split_physical_axes=True)
 
 
 def mesh_shape(config: ConfigDict, device_count: int) -> tuple[int, int, int]:

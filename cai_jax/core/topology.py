@@ -1,6 +1,7 @@
 """Accelerators that are described, not there: what compilers may be asked about without them."""
 
 import importlib.util
+import math
 import os
 import re
 from typing import Any, NamedTuple
@@ -57,6 +58,7 @@ class Topology(NamedTuple):
     name: str  # as it was asked for
     devices: list[Any]
     chip: Chip | None  # None: simulated
+    attention: str  # the kernel that they have, as in models/config.py
 
 
 def parse(name: str) -> tuple[str, tuple[int, ...]]:
@@ -90,10 +92,12 @@ def prepare_environment(name: str) -> None:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     # libtpu would let one process at a time in, as there is one TPU, and leave a lock file behind.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    if generation == CPU:
-        flag = "--xla_force_host_platform_device_count"
-        if flag not in os.environ.get("XLA_FLAGS", ""):
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={sizes[0]}".strip()
+    # Of others too, as many as make a difference: what is chosen by the number of devices is chosen
+    # as it would be there.
+    count = sizes[0] if generation == CPU else min(math.prod(sizes), 2)
+    flag = "--xla_force_host_platform_device_count"
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={count}".strip()
 
 
 def describe(name: str) -> Topology:
@@ -110,9 +114,9 @@ def describe(name: str) -> Topology:
         devices = jax.devices(CPU)
         if len(devices) < sizes[0]:
             raise InputError(f"topology {name}: expected {sizes[0]} devices, found {len(devices)}")
-        return Topology(name, devices[: sizes[0]], None)
+        return Topology(name, devices[: sizes[0]], None, "plain")
     if generation == "h100":
-        return Topology(name, _gpus(name, sizes), CHIPS[generation])
+        return Topology(name, _gpus(name, sizes), CHIPS[generation], "cudnn")
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             f"topology {name}: its compiler is in libtpu, which is not installed; "
@@ -123,7 +127,7 @@ def describe(name: str) -> Topology:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"topology {name}: libtpu does not know it: {reason}") from None
-    return Topology(name, described.devices, CHIPS[generation])
+    return Topology(name, described.devices, CHIPS[generation], "splash")
 
 
 def _gpus(name: str, sizes: tuple[int, ...]) -> list[Any]:

@@ -325,7 +325,12 @@ FIGURES = {
     ),
     "5": Figure("Scores by revision", ("revision_scores",), revisions, paper.revisions),
     "6": Figure("Number of principles", ("principle_scores",), principle_counts, list),
-    "7": Figure("Critiqued or direct revisions", ("direct_scores",), critiqued_or_direct, list),
+    "7": Figure(
+        "Critiqued or direct revisions",
+        ("direct_scores", *_each("judged_direct"), *_each("judged_chains")),
+        critiqued_or_direct,
+        list,
+    ),
     "8": Figure("Elo along RL", ("along_rl",), along_training, paper.along_training),
     "9": Figure("Calibration of labels", _each("judged_labels"), calibration, list),
     "10": Figure(

@@ -11,7 +11,7 @@ from cai_jax.laboratory.measured import Part
 from cai_jax.laboratory.panels import Panel
 from cai_jax.laboratory.paper import digitised
 from cai_jax.page.markup import Html, document, element, join, section, table
-from cai_jax.page.plots import Series, line_plot, number
+from cai_jax.page.plots import HEIGHT, WIDTH, Series, line_plot, number
 from cai_jax.page.style import STYLE
 
 STATEMENT = (
@@ -20,6 +20,11 @@ STATEMENT = (
     "language models, and agreement with the paper's curves is of shape at best."
 )
 LEGEND_LINE = 16  # height of a line of a drawing's legend
+OWN_STYLE = """
+.claims td, .claims th { white-space:normal; text-align:left; }
+.beside { display:grid; gap:1rem 2rem;
+  grid-template-columns:repeat(auto-fit,minmax(min(20rem,100%),1fr)); }
+"""
 
 
 def page(
@@ -27,6 +32,7 @@ def page(
     ours: Mapping[str, Sequence[Panel]],
     reasons: Mapping[str, str],
     variants: Mapping[str, Mapping[str, Interval]],
+    checks: Sequence[Part],
     about: str,
 ) -> str:
     """The whole page, self-contained.
@@ -36,9 +42,10 @@ def page(
         ours: figure -> our panels.
         reasons: figure -> why it has none.
         variants: model -> measure -> interval; of the findings without a figure.
+        checks: quantities by which explanations can be checked.
         about: what was run: scale and seeds.
     """
-    parts = [section("claims", "Claims", claims_table(results))]
+    parts = [section("claims", "Claims", claims_table(results), checks_table(checks))]
     for name, figure in FIGURES.items():
         if name not in ours and name not in reasons:
             continue
@@ -46,16 +53,17 @@ def page(
         if name in reasons:
             shown = [element("p", reasons[name], class_="note")]
         else:
-            shown = [
+            both = [
                 plots("Ours, in the desk-scale world", ours[name]),
                 plots("The paper's, read off its plot", figure.paper()),
             ]
+            shown = [element("div", *(one for one in both if one), class_="beside")]
             if not name.isdecimal():
                 shown = [variants_table(variants)]
         parts.append(section(f"figure-{name}", heading, *shown))
     return document(
         "The paper's figures at desk scale",
-        STYLE,
+        STYLE + OWN_STYLE,
         element("h1", "The paper's figures at desk scale"),
         element("p", STATEMENT, class_="statement"),
         element("p", about),
@@ -80,6 +88,20 @@ def claims_table(results: Sequence[Result]) -> Html:
     return element("div", table(headings, rows, caption), class_="claims")
 
 
+def checks_table(checks: Sequence[Part]) -> Html:
+    """What explanations of failing claims can be held against; nothing without any."""
+    rows = [[check.name, _with_ends(check.interval)] for check in checks]
+    caption = "To check explanations by, with the number of the claim; nothing was asked of these."
+    return (
+        table(["quantity", "mean over seeds, 95 % interval"], rows, caption) if rows else Html("")
+    )
+
+
+def _with_ends(interval: Interval) -> Html:
+    low, high = (number(end) if math.isfinite(end) else "?" for end in interval[1:])
+    return join([number(interval.value), element("small", f"{low} to {high}")])
+
+
 def line_of(part: Part) -> str:
     """A part in words: "harms, end less start: 0.42 (0.31 to 0.53); above 0: yes"."""
     low, high = (number(end) if math.isfinite(end) else "?" for end in part.interval[1:])
@@ -91,9 +113,8 @@ def plots(title: str, panels: Sequence[Panel]) -> Html:
     """Panels side by side under a heading; nothing without panels."""
     if not panels:
         return Html("")
-    return join(
-        [element("h3", title), element("div", *map(drawn, panels), class_="plots")],
-    )
+    heading = element("h3", title)
+    return element("div", heading, element("div", *map(drawn, panels), class_="plots"))
 
 
 def drawn(panel: Panel) -> Html:
@@ -110,38 +131,30 @@ def drawn(panel: Panel) -> Html:
 
 def variants_table(variants: Mapping[str, Mapping[str, Interval]]) -> Html:
     """All variants of RL-CAI and SL-CAI down, measures across."""
-
-    def cell(interval: Interval) -> Html:
-        low, high = (number(end) if math.isfinite(end) else "?" for end in interval[1:])
-        return join([number(interval.value), element("small", f"{low} to {high}")])
-
-    rows = [[name, *map(cell, of.values())] for name, of in variants.items()]
+    rows = [[name, *map(_with_ends, of.values())] for name, of in variants.items()]
     return table(["model", *VARIANT_MEASURES.values()], rows, "Means and 95 % intervals over seeds")
 
 
 def drawing(panels: Sequence[Panel]) -> str:
     """Panels below one another as one SVG file that needs nothing else."""
-    parts, top, widest = [], 0, 0
+    parts, top = [], 0
     for panel in panels:
         figure = drawn(panel)
-        (svg,) = re.findall(r"<svg .*</svg>", figure, re.S)
-        (box,) = re.findall(r'viewBox="0 0 (\d+) (\d+)"', svg)
-        width, height = map(int, box)
+        (inside,) = re.findall(r"<svg [^>]*>(.*)</svg>", figure, re.S)
         title = element("text", panel.title, x=8, y=top + 14, class_="name")
         parts.append(title)
         for i, one in enumerate(panel.curves):
             y = top + 14 + LEGEND_LINE * (i + 1)
             parts.append(element("text", one.name, x=8, y=y, class_=f"name s{i % 6}"))
         top += 22 + LEGEND_LINE * len(panel.curves)
-        inner = svg.replace("<svg ", f'<svg x="0" y="{top}" width="{width}" height="{height}" ', 1)
-        parts.append(Html(inner))
-        top, widest = top + height + 12, max(widest, width)
+        parts.append(element("g", Html(inside), transform=f"translate(0 {top})"))
+        top += HEIGHT + 12
     style = element("style", Html(STYLE + "svg { background:var(--paper); }"))
     return element(
         "svg",
         style,
         *parts,
         xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {widest} {top}",
-        width=2 * widest,
+        viewBox=f"0 0 {WIDTH} {top}",
+        width=2 * WIDTH,
     )

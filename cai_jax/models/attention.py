@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cai_jax.models.attention_kernels import Sight, attend
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.layers import norm_scale, normalize, with_adapter
 from cai_jax.models.rotary import rotate
@@ -54,6 +55,10 @@ class Attention(nn.Module):
             keys = HeadNorm(c, name="key_norm")(keys)
         if rotation is not None:
             queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+        scale = (c.query_scalar or c.head_dim) ** -0.5
+        attended = None
+        if isinstance(bias, Sight):
+            attended = attend(queries * scale, keys, values, bias, c)
         keys = jnp.swapaxes(keys, 2, 3)  # [B, K, H, S]
         if state is not None:
             zero = jnp.zeros((), jnp.int32)
@@ -67,19 +72,19 @@ class Attention(nn.Module):
             values = lax.dynamic_index_in_dim(all_values, layer, keepdims=False)
             state = (all_keys, all_values)
 
-        # The G heads of a group are more rows of one matrix product with their shared keys.
-        queries = queries.reshape(batch, c.kv_heads, c.groups * length, c.head_dim)
-        scale = (c.query_scalar or c.head_dim) ** -0.5
-        weights = jnp.einsum(
-            "bkth,bkhs->bkts", queries * scale, keys, preferred_element_type=jnp.float32
-        )
-        if c.attention_soft_cap is not None:
-            weights = c.attention_soft_cap * jnp.tanh(weights / c.attention_soft_cap)
-        weights = weights.reshape(batch, c.kv_heads, c.groups, length, -1) + bias[:, None, None]
-        weights = jax.nn.softmax(weights, axis=-1).astype(c.dtype)
-        weights = weights.reshape(batch, c.kv_heads, c.groups * length, -1)
-        attended = jnp.einsum("bkts,bksh->bkth", weights, values)
-        attended = attended.reshape(batch, c.heads, length, c.head_dim)
+        if attended is None:
+            # The G heads of a group are more rows of one matrix product with their shared keys.
+            queries = queries.reshape(batch, c.kv_heads, c.groups * length, c.head_dim)
+            weights = jnp.einsum(
+                "bkth,bkhs->bkts", queries * scale, keys, preferred_element_type=jnp.float32
+            )
+            if c.attention_soft_cap is not None:
+                weights = c.attention_soft_cap * jnp.tanh(weights / c.attention_soft_cap)
+            weights = weights.reshape(batch, c.kv_heads, c.groups, length, -1) + bias[:, None, None]
+            weights = jax.nn.softmax(weights, axis=-1).astype(c.dtype)
+            weights = weights.reshape(batch, c.kv_heads, c.groups * length, -1)
+            attended = jnp.einsum("bkts,bksh->bkth", weights, values)
+            attended = attended.reshape(batch, c.heads, length, c.head_dim)
         made = jnp.einsum("bnth,nhd->btd", attended, out_kernel)
         made = with_adapter(self, "out", attended, made, "bnth,nhr->btr", "btr,rd->btd")
         if c.out_bias:

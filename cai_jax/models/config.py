@@ -13,6 +13,7 @@ CHOICES = {
     "query_key_norm": ("none", "head", "all_heads"),
     "dtype": DTYPES,
     "remat": REMATS,
+    "attention": ("", "plain", "splash", "cudnn"),
 }
 
 
@@ -86,6 +87,9 @@ class ModelConfig:
     # What of a layer the backward pass computes again: "layer" all, "dots" all but the products
     # with weights, which are kept.
     remat: str = "none"
+    # What computes attention, where it can: "splash", "cudnn", "plain", or "": what the platform
+    # has; see models/attention_kernels.py.
+    attention: str = ""
     scan_unroll: int = 0  # layers unrolled in the loop over layers; 0: all on CPU, else one
     # Positions of a row whose logits a loss holds at a time; 0: few on a CPU, to stay in its cache,
     # else 2048, since devices exchange gradients of the unembedding with every piece.

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cai_jax.models import attention_kernels
 from cai_jax.models.attention import Attention, cache_bias, segment_bias
 from cai_jax.models.cache import Cache
 from cai_jax.models.config import ModelConfig
@@ -133,15 +134,19 @@ class Transformer(nn.Module):
         if segments is None:
             segments = jnp.ones((batch, length), jnp.int32)
         rotations = _rotations(positions, config)
+        windows, span = _windows(config), None if cache is None else cache.valid.shape[1]
+        kernel = attention_kernels.choose(config, length, span, parents)
+        biases: list[Any]
         if cache is None:
-            biases = [
-                segment_bias(segments, positions, window, parents) for window in _windows(config)
-            ]
             state = None
+            biases = [segment_bias(segments, positions, window, parents) for window in windows]
         else:
-            valid = lax.dynamic_update_slice(cache.valid, segments != 0, (0, start))
-            biases = [cache_bias(valid, start, length, window) for window in _windows(config)]
             state = (cache.keys, cache.values)
+            valid = lax.dynamic_update_slice(cache.valid, segments != 0, (0, start))
+            biases = [cache_bias(valid, start, length, window) for window in windows]
+        if kernel != "plain":
+            near = [jnp.asarray(window is not None) for window in windows]
+            biases = [attention_kernels.Sight(segments, of_layer, kernel) for of_layer in near]
 
         x = split_rows(Embedder(config, name="embedder")(tokens))
         if config.learned_positions:

@@ -205,3 +205,50 @@ def test_the_text_of_a_tpu_program():
     assert found.moved == {"collective-permute": 3 * size}
     assert found.unknown_loops == 0
     assert found.hbm_bytes >= 3 * 2 * size  # x and the product, in each round; the weights are free
+
+
+def test_attention_kernels_cost_the_blocks_they_visit():
+    # Three blocks of 4 queries; of keys a block sees its own and at most the one before it.
+    text = """
+ENTRY %main (q: bf16[2,6,12,8]) -> bf16[2,6,12,8] {
+  %n = s8[1,3,2]{2,1,0} parameter(0)
+  %m = s8[1,2,3]{2,1,0} parameter(1)
+  %q = bf16[2,6,12,8]{3,2,1,0} parameter(2)
+  %k = bf16[2,3,12,8]{3,2,1,0} parameter(3)
+  %splash_mha_fwd_residuals.1 = bf16[2,6,12,8]{3,2,1,0} custom-call(%n, %n, %q, %k, %k), \
+custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 4}"
+}}, backend_config={"custom_call_config":{"body":"T= ="}}
+  %splash_mha_dkv_no_residuals = (bf16[2,3,12,8]{3,2,1,0}, bf16[2,3,12,8]{3,2,1,0}) \
+custom-call(%m, %m, %q, %k, %k), custom_call_target="tpu_custom_call"
+  ROOT %dq = bf16[2,6,12,8]{3,2,1,0} custom-call(%q, %k), custom_call_target="other"
+}
+"""
+    visited, of_block = 1 + 2 + 2, 2 * 4 * 4 * 8
+    found = hlo_costs.Module(text).costs()
+    assert found.flops == 2 * 6 * visited * of_block * (2 + 4)
+    queries, keys, schedule = 2 * 6 * 12 * 8 * 2, 2 * 3 * 12 * 8 * 2, 6
+    once = 2 * schedule + queries + 2 * keys
+    again = 2 * 6 * (visited - 3) * 2 * 4 * 8 * 2
+    other = 2 * queries + keys
+    assert found.hbm_bytes == (once + queries + again) + (once + 2 * keys + again) + other
+
+
+def test_cudnn_attention_costs_half_where_it_is_causal():
+    def text(mask, kind):
+        options = (
+            '{"cudnn_fmha_backend_config":{"intermediate_tensor_shape":{"dimensions":["2","6",'
+            f'"12","12"]}},"mask_type":"{mask}"}}}}'
+        )
+        return f"""
+ENTRY %main (q: bf16[2,12,6,8]) -> bf16[2,6,12,8] {{
+  %q = bf16[2,12,6,8]{{3,2,1,0}} parameter(0)
+  ROOT %a = bf16[2,6,12,8]{{3,2,1,0}} custom-call(%q, %q, %q), \
+custom_call_target="__cudnn$fmhaScaleBiasSoftmax{kind}", backend_config={options}
+}}
+"""
+
+    product = 2 * 2 * 6 * 12 * 12 * 8
+    assert hlo_costs.Module(text("NO_MASK", "")).costs().flops == 2 * product
+    assert hlo_costs.Module(text("CAUSAL", "")).costs().flops == product
+    assert hlo_costs.Module(text("CAUSAL", "Backward")).costs().flops == 2.5 * product

@@ -51,21 +51,42 @@ def test_the_mesh_has_the_named_axes_of_type_auto_over_the_first_devices():
     assert mesh.make_mesh(mesh.default_config()).size == 1
 
 
-@pytest.mark.parametrize("sizes", [(1, 64, 1), (1, 16, 4), (1, 8, 8), (2, 8, 4), (1, 2, 32)])
-def test_every_factorisation_is_laid_on_a_torus(sizes):
-    """Of 4 x 4 x 4 chips, also where no set of its axes has the size of a mesh axis."""
-    chips = [
+def torus(slice_index=0):
+    """4 x 4 x 4 chips."""
+    return [
         SimpleNamespace(
-            id=i,
+            id=64 * slice_index + i,
             platform="tpu",
             device_kind="TPU v5",
             coords=(i % 4, i // 4 % 4, i // 16),
             core_on_chip=0,
             process_index=i // 4,
-            slice_index=0,
+            slice_index=slice_index,
         )
         for i in range(64)
     ]
+
+
+@pytest.mark.parametrize("sizes", [(2, 64, 1), (4, 8, 4), (2, 8, 8)])
+def test_slices_lie_along_data(sizes):
+    arranged = mesh._arranged(sizes, torus(0) + torus(1))
+    assert arranged.shape == sizes
+    # Each half of the data axis is one slice, laid out as a slice alone is.
+    half = mesh._arranged((sizes[0] // 2, *sizes[1:]), torus(0))
+    expected = [[chip.id for chip in half.flat], [64 + chip.id for chip in half.flat]]
+    parts = arranged[: len(half)], arranged[len(half) :]
+    assert [[chip.id for chip in part.flat] for part in parts] == expected
+
+
+def test_slices_that_data_does_not_divide_over_are_refused():
+    with pytest.raises(InputError, match="mesh data=1: expected a multiple of 2, the number of sl"):
+        mesh._arranged((1, 128, 1), torus(0) + torus(1))
+
+
+@pytest.mark.parametrize("sizes", [(1, 64, 1), (1, 16, 4), (1, 8, 8), (2, 8, 4), (1, 2, 32)])
+def test_every_factorisation_is_laid_on_a_torus(sizes):
+    """Of 4 x 4 x 4 chips, also where no set of its axes has the size of a mesh axis."""
+    chips = torus()
     arranged = mesh._arranged(sizes, chips)
     assert arranged.shape == sizes
     assert sorted(chip.id for chip in arranged.flat) == list(range(64))

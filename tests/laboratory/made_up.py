@@ -18,6 +18,8 @@ VARIANTS = {
     "rl_cai_single": 50.0,
     "rl_cai_overtrained": 360.0,
     "hh_rlhf": 100.0,
+    "hh_from_sl_cai": 200.0,
+    "rl_cai_from_pretrained": 300.0,
 }
 
 
@@ -57,14 +59,18 @@ def make_run(noise):
                 "ensemble": calibration(0.05, 0.04),
             },
         }
+        judged = {"broken_rate": 0.02, "harmless_rate": 0.9}
+        run[f"judged_direct_{size}"] = {"chains": {"revisions": [judged] * 5}}
         run[f"judged_chains_{size}"] = {
-            "critiques": {"names_every_harm": base, "says_fine": base + 0.1}
+            "chains": {"revisions": [judged] * 5},
+            "critiques": {"names_every_harm": base, "says_fine": base + 0.1},
         }
         run["revision_scores"]["chains"][size] = revisions(2.0 + skill, noise)
         run["direct_scores"]["chains"][size] = revisions(2.0 + skill, noise)
         run["direct_scores"]["chains"][f"direct_{size}"] = revisions(
             2.0 + skill - (0.0 if size == "m" else 1.0), noise
         )
+    run["revision_scores"]["chains"]["general"] = revisions(4.4, noise)
     for i, count in enumerate((1, 2, 4, 8, 16)):
         run["principle_scores"]["chains"][str(count)] = revisions(4.0, noise)
         run["principle_scores"]["distinct_2"][str(count)] = [0.1 + 0.02 * i + noise] * 5

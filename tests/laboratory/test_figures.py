@@ -123,7 +123,17 @@ def test_results_are_computed_from_the_artifacts_alone(tmp_path):
     found = json.loads((tmp_path / "claims.json").read_text())
     assert [claim["verdict"] for claim in found["claims"]] == ["held"] * 16
     assert found["variants"]["hh_rlhf"]["evasive_rate"]["value"] == pytest.approx(0.5)
+    checks = {check["name"]: check["interval"]["value"] for check in found["checks"]}
+    # 4.4 of the general principles' gain over 4.0, and 0.7 of it at once (and a little for noise).
+    assert checks["7: gain under four general principles, in gains under sixteen"] == (
+        pytest.approx(1.1, abs=0.001)
+    )
+    assert checks["5: share of the gain of revision 1, general principles alone"] == (
+        pytest.approx(0.7, abs=0.001)
+    )
+    assert len(checks) == 17
     html = (tmp_path / "index.html").read_text()
+    assert "12: evasive, HH RLHF from SL-CAI" in html
     assert page.STATEMENT.split(";")[1].split(",")[0].strip() in html
     assert "16 of 16 claims that could be tested held" in html
     assert not re.search(r"(src|href)=.(?!#)", html)
