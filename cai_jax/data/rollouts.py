@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_jax import hosts
-from cai_jax.data.schema import Prompt, Rollout
+from cai_jax.data.schema import Prompt, Rollout, read_records
 from cai_jax.data.tokenization import TextTokenizer
 
 
@@ -41,6 +41,24 @@ def to_rollouts(
             )
         )
     return records
+
+
+def texts(records: Sequence[Rollout]) -> tuple[list[str], list[str]]:
+    """The responses, and the last turns that they answer."""
+    return [r.response for r in records], [r.dialogue[-1].text for r in records]
+
+
+def first_texts(kept: Path, records: Sequence[Rollout]) -> tuple[list[str], list[str]]:
+    """Of the first iteration: `records` themselves, or, of a later one, those in the file."""
+    return texts(records) if records[0].iteration == 1 else ends(kept, len(records))[0]
+
+
+def ends(kept: Path, count: int) -> list[tuple[list[str], list[str]]]:
+    """The texts of the first and of the last `count` records of a file; all hosts read it."""
+    hosts.wait(f"{kept.name} is to be read")  # the first host writes it
+    records = read_records(kept, Rollout)
+    hosts.wait(f"{kept.name} is read")
+    return [texts(records[:count]), texts(records[-count:])]
 
 
 def append(path: Path, records: Iterable[Rollout]) -> None:

@@ -18,6 +18,7 @@ Axes: B responses, P prompt positions (padded on the left), R response positions
 from __future__ import annotations
 
 import functools
+import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -77,27 +78,30 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     Args:
         config: as `default_config`, with `seed` and `mesh`.
         inputs: `model`: policy and reference; `preference_model`: with the same tokenizer;
-            `prompts`: files, mixed.
+            `prompts`: files, mixed; `judge` (optional): a preference model that does not train the
+            policy, and reads the iterations that are kept.
         folder: the step's own, empty.
 
     Returns:
         Counts: records (responses), tokens (of responses), dropped (prompts), and the mean score of
-        the first and the last iteration, and its KL.
+        the first and the last iteration, its KL, and its share of responses with boilerplate; with
+        a judge, the first alarm, or "".
     """
     import jax
 
     from cai_jax import checkpoints
+    from cai_jax.algorithms import goodhart
     from cai_jax.algorithms.controllers import Moments, adapted_kl_coef
     from cai_jax.algorithms.ppo import Controls
-    from cai_jax.core import keys, mesh, sharding, training
+    from cai_jax.core import artifact, keys, mesh, sharding, training
     from cai_jax.core.metrics import MetricsWriter
     from cai_jax.core.progress import Progress
     from cai_jax.data import rollouts
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.data.schema import write_records
     from cai_jax.generation.preference import check_models
     from cai_jax.models import placing, score_statistics
     from cai_jax.models.language_model import LanguageModel
+    from cai_jax.text import phrases
     from cai_jax.text.refusals import opens_with_refusal
 
     check(config, inputs)
@@ -118,8 +122,9 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         starting_params(config, reference, preference), optimizer, device_mesh
     )
     rollout, update = compiled(config, reference, preference, optimizer, device_mesh, shardings)
+    judge = load_judge(inputs.get("judge"), config, reference, fitted, device_mesh)
     responses = config.prompts_per_iteration * config.samples_per_prompt
-    kept, history = [], []
+    kept, history, first_said = folder / "rollouts.jsonl", [], None
     moments, offset, scale, kl_coef = Moments(), np.float32(0), 1.0, config.kl_coefficient
     if config.score_normalization == "stored":
         found = score_statistics.read(checkpoints.model_folder(inputs["preference_model"]))
@@ -156,12 +161,22 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
                 placing.fetch(experience), iteration, drawn, reference.tokenizer
             )
             metrics["evasive"] = np.mean([opens_with_refusal(r.response) for r in records])
+            # The first responses are the reference's, and always kept.
+            first_said = first_said or phrases.said(*rollouts.first_texts(kept, records))
+            metrics |= phrases.measures(first_said, phrases.said(*rollouts.texts(records)))
+            is_kept = (iteration - 1) % config.record_every == 0 or iteration == config.iterations
+            if judge and is_kept:
+                scores, judged = placing.fetch((experience.scores, judge(experience)))
+                metrics |= goodhart.read(scores, judged, config.samples_per_prompt)
             history.append({name: float(value) for name, value in metrics.items()})
             writer.tokens += round(history[-1]["length"] * responses)
             writer.write(iteration, **history[-1], kl_coefficient=kl_coef)
             rollouts.append(folder / "samples.jsonl", records[: config.sample_texts])
-            if (iteration - 1) % config.record_every == 0 or iteration == config.iterations:
-                kept += records
+            if is_kept:
+                rollouts.append(kept, records)
+            alarm = goodhart.first_alarm(history)
+            if alarm and alarm.after.iteration == iteration:
+                print(f"{folder.name}: ALARM: {alarm}", file=sys.stderr)
             if config.kl_target:
                 kl_coef = adapted_kl_coef(
                     kl_coef,
@@ -177,7 +192,10 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
                 checkpoints.save_model(folder, policy, checkpoints.snapshot_name(iteration))
                 last_good = str(folder / checkpoints.snapshot_name(iteration))
             progress.advance(1, "score {score:.3f}, KL {kl:.3f}".format(**history[-1]))
-    write_records(folder / "rollouts.jsonl", kept)
+    grown = phrases.joined(
+        phrases.grown(*(phrases.said(*t) for t in rollouts.ends(kept, responses)))
+    )
+    artifact.write_json(folder / "phrases.json", [phrase._asdict() for phrase in grown])
     policy = LanguageModel(reference.config, state.params["policy"], reference.tokenizer)
     checkpoints.save_model(folder, policy)
     return {
@@ -187,7 +205,24 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         "first_score": history[0]["score"],
         "score": history[-1]["score"],
         "kl": history[-1]["kl"],
+        "boilerplate": history[-1]["boilerplate"],
+        **({"alarm": str(goodhart.first_alarm(history) or "")} if judge else {}),
     } | bad.report(folder)
+
+
+def load_judge(
+    reference: Any, config: ConfigDict, policy: LanguageModel, fitted: FittedPrompts, mesh: Any
+) -> Callable[[Any], jax.Array] | None:
+    """A program from an experience to the judge's scores [B] of its responses; None: no judge."""
+    from cai_jax import checkpoints
+    from cai_jax.generation.preference import check_models
+    from cai_jax.generation.rollout import make_judge
+
+    if not reference:
+        return None
+    judge = checkpoints.in_format(checkpoints.load_model(reference, mesh), config.dialogue_format)
+    check_models(policy, judge, fitted.ids, config.max_new_tokens + 1, "judge")
+    return make_judge(judge, policy.tokenizer.eos_id)
 
 
 def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
