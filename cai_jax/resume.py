@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -182,9 +183,12 @@ def begin(step: Step, folder: Path, hashes: Mapping[str, Any]) -> None:
     """
     record = folder / artifact.UNFINISHED / RECORD
     made_with = _unfinished(folder)
-    if made_with is not None and difference(step, made_with, hashes) is None:
+    reason = difference(step, made_with, hashes) if made_with else "it is not known what made it"
+    if reason is None:
         training_checkpoints.rewind(folder)
     elif folder.exists():
+        if training_checkpoints.any_good(folder):
+            print(f"{step.name}: begins anew: {reason}", file=sys.stderr)
         shutil.rmtree(folder)
     record.parent.mkdir(parents=True, exist_ok=True)
     given = {"kind": step.kind, "config": step.config, "inputs": hashes, "hash": ""}
@@ -205,7 +209,13 @@ def _refuse_to_lose(step: Step, folder: Path) -> None:
     made_with = _unfinished(folder)
     if made_with is None or not training_checkpoints.any_good(folder):
         return
-    reason = difference(step, made_with, made_with.get("inputs", {}))
+    old = made_with.get("inputs", {})
+    # What an input holds is looked at when the step begins: its source may run before.
+    inputs = {
+        label: {"reference": reference, "hash": old.get(label, {}).get("hash")}
+        for label, _, reference in step.references()
+    }
+    reason = difference(step, made_with, inputs)
     if reason:
         raise InputError(
             f"{folder}: unfinished, with checkpoints of another config: {reason}; choose another "
