@@ -28,6 +28,7 @@ from cai_jax.generation.settings import Completion, SamplingSettings, Stats
 from cai_jax.generation.sizing import SlotPlan
 from cai_jax.generation.slots import CHUNK, NO_TOKEN, Slots
 from cai_jax.generation.stopping import find_stop, stop_tokens
+from cai_jax.models import placing
 
 if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -137,7 +138,7 @@ class Engine:
         self.past: Any = None
         self.slots = no_slots(plan.slots, 8)
         self.ends: dict[tuple[str, ...], list[int]] = {}  # of stop strings, the tokens
-        self.put = functools.partial(jax.device_put, device=rows_sharding(mesh))
+        self.put = functools.partial(placing.place, sharding=rows_sharding(mesh))
 
     def place(self, waiting: Sequence[Waiting], requests: dict[int, Request]) -> None:
         """Places requests in slots, with all that their prompts have in front of the last token."""
@@ -255,8 +256,8 @@ class Engine:
             max(filters, key=MODES.index),
             self.mesh,
         )
-        tokens, logprobs, tempered = (np.asarray(array) for array in chunk[:3])
-        self.stats.decode_steps += int(chunk.steps)
+        tokens, logprobs, tempered, steps = placing.fetch(tuple(chunk))
+        self.stats.decode_steps += int(steps)
         counts = (tokens != NO_TOKEN).sum(axis=1)
         over = []
         for slot in used:
