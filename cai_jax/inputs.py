@@ -12,7 +12,8 @@ from cai_jax.data.bad_records import BadRecords
 from cai_jax.errors import InputError
 from cai_jax.text.constitution import load_constitution
 
-MODEL_ROLES = ("model", "models", "preference_model")
+MODEL_ROLES = ("model", "models", "preference_model", "judge")
+SCORING_ROLES = ("preference_model", "judge")
 PROMPT_ROLES = ("prompts", "red_team", "benign")
 COMPARISON_ROLES = ("comparisons", "held_out")
 # What may be a file of other people, if the step has `fields` for it.
@@ -32,6 +33,7 @@ MAKERS = {
     "model": ("finetune", "ppo", "dpo", "preference"),
     "models": ("finetune", "ppo", "dpo", "preference"),
     "preference_model": ("preference",),
+    "judge": ("preference",),
     "prompts": ("red_team",),
     "data": ("critique_revise", "best_of_n"),
     "chains": ("critique_revise",),
@@ -200,7 +202,7 @@ def _check_model(role: str, folder: Path, needs_weights: bool) -> None:
     from cai_jax.models import weights
 
     _, preference_model = weights.read_config(folder)
-    if role == "preference_model" and not preference_model:
+    if role in SCORING_ROLES and not preference_model:
         raise InputError(f"{folder}: expected a preference model (one label), found a causal LM")
 
     # A finished step's model is in Orbax's hands; a folder of Hugging Face can be anything.

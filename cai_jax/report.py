@@ -24,7 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     from cai_jax.stages import report
 
-    html = report.page(report.default_config(), report.discover(options.workdir))
+    steps, reproduced = report.discover(options.workdir)
+    html = report.page(report.default_config(), steps, reproduced)
     out = options.out or options.workdir / "report" / report.PAGE
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")

@@ -73,6 +73,10 @@ def closing(workdir: Path, steps: Sequence[Step]) -> Iterator[str]:
             note, table = sweeps.note(swept), _aligned(sweeps.rows(swept))
             yield f"{step.name}: {note}\n{table}\n  {path.with_suffix('.svg')}"
     for step in steps:
+        manifest = artifact.read_manifest(workdir / step.name) or {}
+        if alarm := manifest.get("counts", {}).get("alarm"):
+            yield f"ALARM in {step.name}: {alarm}"
+    for step in steps:
         chain = _telling_chain(workdir / step.name / "chains.jsonl")
         if chain and artifact.is_finished(workdir / step.name):
             yield f"A chain of {step.name} ({chain.id}):\n{_chain(chain)}"

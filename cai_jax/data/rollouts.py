@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai_jax.data.schema import Prompt, Rollout
+from cai_jax.data.schema import Prompt, Rollout, read_records
 from cai_jax.data.tokenization import TextTokenizer
 
 
@@ -40,6 +40,22 @@ def to_rollouts(
             )
         )
     return records
+
+
+def texts(records: Sequence[Rollout]) -> tuple[list[str], list[str]]:
+    """The responses, and the last turns that they answer."""
+    return [r.response for r in records], [r.dialogue[-1].text for r in records]
+
+
+def first_texts(kept: Path, records: Sequence[Rollout]) -> tuple[list[str], list[str]]:
+    """Of the first iteration: those in the file, or if there is none yet, of `records`."""
+    return ends(kept, len(records))[0] if kept.is_file() else texts(records)
+
+
+def ends(kept: Path, count: int) -> list[tuple[list[str], list[str]]]:
+    """The texts of the first and of the last `count` records of a file."""
+    records = read_records(kept, Rollout)
+    return [texts(records[:count]), texts(records[-count:])]
 
 
 def append(path: Path, records: Iterable[Rollout]) -> None:

@@ -101,7 +101,11 @@ def end_scores(
 
 
 def check_models(
-    policy: LanguageModel, preference: LanguageModel, ids: Sequence[Sequence[int]], room: int
+    policy: LanguageModel,
+    preference: LanguageModel,
+    ids: Sequence[Sequence[int]],
+    room: int,
+    role: str = "preference_model",
 ) -> None:
     """Refuses models that do not hold the texts, or whose tokens are not the same.
 
@@ -110,6 +114,7 @@ def check_models(
         preference: scores them.
         ids: of the prompts.
         room: tokens that follow a prompt, at most.
+        role: what the step calls the model that scores.
 
     Raises:
         InputError: in one line, what does not fit.
@@ -117,26 +122,26 @@ def check_models(
     if "score_head" in policy.params:
         raise InputError("model: expected a language model, found a preference model")
     if "score_head" not in preference.params:
-        raise InputError("preference_model: expected a score head, found a language model")
+        raise InputError(f"{role}: expected a score head, found a language model")
     texts = [policy.tokenizer.decode(of_prompt) for of_prompt in ids[:100]]
     tokenizers = (policy.tokenizer, preference.tokenizer)
     seen = [(t.vocab_size, t.eos_id, t.encode_batch(texts)) for t in tokenizers]
     if seen[0] != seen[1]:
         raise InputError(
-            "preference_model: expected the tokenizer of the policy, found another one; "
+            f"{role}: expected the tokenizer of the policy, found another one; "
             "train the preference model from a model of the same family"
         )
     length = max(map(len, ids)) + room
     largest = max(policy.tokenizer.eos_id, max(map(max, ids)))
-    for role, model in (("model", policy), ("preference_model", preference)):
+    for name, model in (("model", policy), (role, preference)):
         if length > model.config.max_positions:
             raise InputError(
-                f"{role}: expected room for {length} tokens (prompt, max_new_tokens and end), "
+                f"{name}: expected room for {length} tokens (prompt, max_new_tokens and end), "
                 f"found {model.config.max_positions} positions; lower max_prompt_tokens"
             )
         if largest >= model.config.vocab_size:
             raise InputError(
-                f"{role}: its tokenizer gives id {largest}, but its vocabulary has only "
+                f"{name}: its tokenizer gives id {largest}, but its vocabulary has only "
                 f"{model.config.vocab_size} entries; the folder's files do not belong together"
             )
 

@@ -3,6 +3,7 @@
 Axes: B responses, P prompt positions (padded on the left), R response positions.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from cai_jax.generation.preference import end_scores
 from cai_jax.generation.sampler import NO_TOKEN, decode, start
 from cai_jax.models import transformer
 from cai_jax.models.config import ModelConfig
+from cai_jax.models.language_model import LanguageModel
 from cai_jax.models.transformer import Params
 
 
@@ -140,6 +142,23 @@ def make_rollout(
         }
 
     return respond
+
+
+def make_judge(judge: LanguageModel, eos_id: int) -> Callable[[Any], jax.Array]:
+    """A compiled program from an experience to the scores [B] of another preference model.
+
+    Args:
+        judge: on the devices of the experience.
+        eos_id: ends a response, and is where a text is scored.
+    """
+
+    @jax.jit
+    def scores(params: Params, experience: Any) -> jax.Array:
+        tokens, response = experience.tokens, experience.response
+        ends = tokens.shape[1] - response.shape[1] + response.sum(axis=1) - experience.ended
+        return end_scores(params, judge.config, tokens, experience.mask, ends, eos_id)
+
+    return functools.partial(scores, judge.params)
 
 
 def make_evaluate(

@@ -1,5 +1,7 @@
 """HTML by construction: text is escaped unless it was built here."""
 
+import base64
+import hashlib
 import html
 from collections.abc import Iterable, Sequence
 
@@ -21,7 +23,7 @@ def element(name: str, /, *children: str, **attributes: str | float | bool | Non
             opened += f" {key}"
         elif value is not None and value is not False:
             opened += f' {key}="{html.escape(str(value))}"'
-    if name in ("meta", "br"):
+    if name in ("meta", "br", "input"):
         return Html(f"<{opened}>")
     return Html(f"<{opened}>{join(children)}</{name}>")
 
@@ -53,9 +55,12 @@ def section(identifier: str, heading: str, *children: str) -> Html:
     return element("section", element("h2", heading), *children, id=identifier)
 
 
-def document(title: str, style: str, *children: str) -> str:
-    """A whole page. Its policy forbids scripts and every fetch, so it is what it looks like."""
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
+def document(title: str, style: str, *children: str, script: str = "") -> str:
+    """A whole page. Its policy forbids every fetch, and every script but the one given here."""
+    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    if script:
+        policy += f"; script-src {script_hash(script)}"
+        children = (*children, element("script", Html(script)))
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -67,3 +72,9 @@ def document(title: str, style: str, *children: str) -> str:
     )
     page = element("html", head, element("body", *children), lang="en")
     return f"<!doctype html>\n{page}\n"
+
+
+def script_hash(script: str) -> str:
+    """How a page's policy names the one script that it allows."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

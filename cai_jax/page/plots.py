@@ -1,9 +1,11 @@
 """Small plots as inline SVG, coloured by the page's style: one drawing serves dark and light.
 
+A line plot also carries its data, from which the page's script shows values under the pointer.
 Everything is drawn in a box of WIDTH x HEIGHT units that scales with the page; at a phone's width
 one unit is about one pixel, so text stays legible.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -64,7 +66,21 @@ def line_plot(
             drawn.append(_segment(x, frame.y(low), x, frame.y(high), f"whisker {colour}"))
         if markers:
             drawn += [_dot(x, y, colour) for x, y in at]
-    return _figure(title, drawn, [one.name for one in series])
+    values = {
+        "data_series": json.dumps(
+            [
+                {"name": s.name, "points": [[_digits(x), _digits(y)] for x, y in s.points]}
+                for s in series
+            ],
+            ensure_ascii=False,
+            separators=(",", ":"),
+        ),
+        "data_frame": json.dumps(
+            [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM, *frame.x_range], separators=(",", ":")
+        ),
+        "data_label": x_label,
+    }
+    return _figure(title, drawn, [one.name for one in series], **values)
 
 
 def scatter_plot(title: str, spots: Sequence[Spot], *, x_label: str, y_label: str) -> Html:
@@ -179,7 +195,7 @@ def _widened(low: float, high: float, margin: float) -> tuple[float, float]:
     return low - margin * (high - low), high + margin * (high - low)
 
 
-def _figure(title: str, drawn: Sequence[str], names: Sequence[str]) -> Html:
+def _figure(title: str, drawn: Sequence[str], names: Sequence[str], **values: str) -> Html:
     keys = [element("span", name, class_=f"key s{i % NUM_COLOURS}") for i, name in enumerate(names)]
     caption = element("figcaption", element("b", title), *(keys if len(keys) > 1 else ()))
     svg = element(
@@ -188,6 +204,7 @@ def _figure(title: str, drawn: Sequence[str], names: Sequence[str]) -> Html:
         *drawn,
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
+        **values,
     )
     return element("figure", caption, svg)
 
@@ -204,6 +221,10 @@ def _dot(x: float, y: float, colour: str) -> Html:
 
 def _text(x: float, y: float, text: str, anchor: str) -> Html:
     return element("text", text, x=_round(x), y=_round(y), text_anchor=anchor)
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def _round(value: float) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cai_jax.page.markup import Html, element
+from cai_jax.page.markup import Html, element, table
 from cai_jax.page.style import STYLE
 
 SHOWN = {
@@ -52,6 +52,12 @@ def note(found: Mapping[str, Any]) -> str:
         f"means ({100 * found['level']:.0f} % intervals over prompts), difference to "
         f"{found['baseline']}; * adjusted p below {MARKED}, sign-flip test prompt by prompt"
     )
+
+
+def swept_table(name: str, found: Mapping[str, Any]) -> Html:
+    """The table of a sweep for a page."""
+    heading, *models = rows(found)
+    return table(heading, models, f"{name}: {note(found)}")
 
 
 def drawing(found: Mapping[str, Any]) -> str:

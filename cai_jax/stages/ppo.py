@@ -18,6 +18,8 @@ Axes: B responses, P prompt positions (padded on the left), R response positions
 from __future__ import annotations
 
 import functools
+import itertools
+import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,7 @@ from ml_collections import ConfigDict
 
 from cai_jax.algorithms import ppo_options
 from cai_jax.core import optimizer as optimizers
+from cai_jax.core import training_checkpoints
 from cai_jax.data import readers
 from cai_jax.data.prompt_batches import ON_LONG
 from cai_jax.errors import InputError
@@ -64,6 +67,7 @@ def default_config() -> ConfigDict:
     config.record_every = 10  # iterations between two that are kept in rollouts.jsonl
     config.sample_texts = 2  # responses of every iteration that are kept in samples.jsonl
     config.snapshot_every = 0  # iterations between two models in snapshots/; 0: none
+    config.checkpoints = training_checkpoints.default_config(every=50)
     config.fields = readers.default_fields()  # what the prompts' files call their columns
     config.data = readers.default_data()
     return config
@@ -75,27 +79,30 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     Args:
         config: as `default_config`, with `seed` and `mesh`.
         inputs: `model`: policy and reference; `preference_model`: with the same tokenizer;
-            `prompts`: files, mixed.
+            `prompts`: files, mixed; `judge` (optional): a preference model that does not train the
+            policy, and reads the iterations that are kept.
         folder: the step's own, empty.
 
     Returns:
         Counts: records (responses), tokens (of responses), dropped (prompts), and the mean score of
-        the first and the last iteration, and its KL.
+        the first and the last iteration, its KL, and its share of responses with boilerplate; with
+        a judge, the first alarm, or "".
     """
     import jax
 
     from cai_jax import checkpoints
+    from cai_jax.algorithms import goodhart
     from cai_jax.algorithms.controllers import Moments, adapted_kl_coef
     from cai_jax.algorithms.ppo import Controls
-    from cai_jax.core import keys, mesh, sharding, training
+    from cai_jax.core import artifact, keys, mesh, sharding, training
     from cai_jax.core.metrics import MetricsWriter
     from cai_jax.core.progress import Progress
     from cai_jax.data import rollouts
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.data.schema import write_records
     from cai_jax.generation.preference import check_models
     from cai_jax.models import score_statistics
     from cai_jax.models.language_model import LanguageModel
+    from cai_jax.text import phrases
     from cai_jax.text.refusals import opens_with_refusal
 
     check(config, inputs)
@@ -116,19 +123,29 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         starting_params(config, reference, preference), optimizer, device_mesh
     )
     rollout, update = compiled(config, reference, preference, optimizer, device_mesh, shardings)
+    judge = load_judge(inputs.get("judge"), config, reference, fitted, device_mesh)
     responses = config.prompts_per_iteration * config.samples_per_prompt
-    kept, history = [], []
+    kept, first_said = folder / "rollouts.jsonl", None
     moments, offset, scale, kl_coef = Moments(), np.float32(0), 1.0, config.kl_coefficient
     if config.score_normalization == "stored":
         found = score_statistics.read(checkpoints.model_folder(inputs["preference_model"]))
         offset, scale = np.float32(found.mean), found.std
-    last_good = f"{inputs['model']}, where it began"
+    begin = {"number": 0, "history": [], "kl_coef": kl_coef, "moments": moments}
+    begin |= {"offset": offset, "scale": scale}
     with (
+        training_checkpoints.TrainingCheckpoints(
+            folder, config.checkpoints, inputs["model"]
+        ) as saves,
         MetricsWriter(folder) as writer,
         Progress(f"{folder.name} (ppo)", config.iterations, "iterations") as progress,
     ):
+        state, at = saves.restored(state, begin)
+        history, moments, kl_coef = at["history"], Moments(*at["moments"]), at["kl_coef"]
+        offset, scale = np.float32(at["offset"]), at["scale"]
         draws = draw_prompts(fitted, config, sample_key)
-        for iteration, (drawn, batch) in zip(range(1, config.iterations + 1), draws):
+        draws = itertools.islice(enumerate(draws, start=1), at["number"], config.iterations)
+        progress.advance(at["number"])
+        for iteration, (drawn, batch) in draws:
             batch = jax.device_put(batch, sharding.batch_sharding(device_mesh))
             experience = rollout(state.params, reference.params, preference.params, batch)
             if config.score_normalization == "running":
@@ -143,16 +160,26 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
                 state, experience, controls, jax.random.fold_in(update_key, iteration)
             )
             metrics = jax.device_get(metrics)
-            check_finite(metrics, f"{folder.name}: iteration {iteration}", drawn, last_good)
+            training.check_finite(metrics, f"iteration {iteration}", [p.id for p in drawn], saves)
             records = rollouts.to_rollouts(
                 jax.device_get(experience), iteration, drawn, reference.tokenizer
             )
             metrics["evasive"] = np.mean([opens_with_refusal(r.response) for r in records])
+            # The first responses are the reference's, and always kept.
+            first_said = first_said or phrases.said(*rollouts.first_texts(kept, records))
+            metrics |= phrases.measures(first_said, phrases.said(*rollouts.texts(records)))
+            is_kept = (iteration - 1) % config.record_every == 0 or iteration == config.iterations
+            if judge and is_kept:
+                scores, judged = jax.device_get((experience.scores, judge(experience)))
+                metrics |= goodhart.read(scores, judged, config.samples_per_prompt)
             history.append({name: float(value) for name, value in metrics.items()})
             writer.write(iteration, **history[-1], kl_coefficient=kl_coef)
             rollouts.append(folder / "samples.jsonl", records[: config.sample_texts])
-            if (iteration - 1) % config.record_every == 0 or iteration == config.iterations:
-                kept += records
+            if is_kept:
+                rollouts.append(kept, records)
+            alarm = goodhart.first_alarm(history)
+            if alarm and alarm.after.iteration == iteration:
+                print(f"{folder.name}: ALARM: {alarm}", file=sys.stderr)
             if config.kl_target:
                 kl_coef = adapted_kl_coef(
                     kl_coef,
@@ -166,9 +193,16 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
                     reference.config, state.params["policy"], reference.tokenizer
                 )
                 checkpoints.save_model(folder, policy, checkpoints.snapshot_name(iteration))
-                last_good = str(folder / checkpoints.snapshot_name(iteration))
+                saves.model = folder / checkpoints.snapshot_name(iteration)
+            if saves.due(iteration):
+                at = {"number": iteration, "history": history, "kl_coef": kl_coef}
+                at |= {"moments": moments, "offset": offset, "scale": scale}
+                saves.save(iteration, state, at)
             progress.advance(1, "score {score:.3f}, KL {kl:.3f}".format(**history[-1]))
-    write_records(folder / "rollouts.jsonl", kept)
+    grown = phrases.joined(
+        phrases.grown(*(phrases.said(*t) for t in rollouts.ends(kept, responses)))
+    )
+    artifact.write_json(folder / "phrases.json", [phrase._asdict() for phrase in grown])
     policy = LanguageModel(reference.config, state.params["policy"], reference.tokenizer)
     checkpoints.save_model(folder, policy)
     return {
@@ -178,7 +212,24 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         "first_score": history[0]["score"],
         "score": history[-1]["score"],
         "kl": history[-1]["kl"],
+        "boilerplate": history[-1]["boilerplate"],
+        **({"alarm": str(goodhart.first_alarm(history) or "")} if judge else {}),
     } | bad.report(folder)
+
+
+def load_judge(
+    reference: Any, config: ConfigDict, policy: LanguageModel, fitted: FittedPrompts, mesh: Any
+) -> Callable[[Any], jax.Array] | None:
+    """A program from an experience to the judge's scores [B] of its responses; None: no judge."""
+    from cai_jax import checkpoints
+    from cai_jax.generation.preference import check_models
+    from cai_jax.generation.rollout import make_judge
+
+    if not reference:
+        return None
+    judge = checkpoints.in_format(checkpoints.load_model(reference, mesh), config.dialogue_format)
+    check_models(policy, judge, fitted.ids, config.max_new_tokens + 1, "judge")
+    return make_judge(judge, policy.tokenizer.eos_id)
 
 
 def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
@@ -203,6 +254,7 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
     ppo_options.check(config)
     optimizers.check(config)
     computing.check(config)
+    training_checkpoints.check(config.checkpoints)
     check_divides(config, config.mesh.data * config.mesh.fsdp)
 
 
@@ -217,22 +269,6 @@ def check_divides(config: ConfigDict, parts: int) -> None:
             f"prompts_per_iteration x samples_per_prompt: expected a multiple of {pieces} "
             f"(minibatches x data x fsdp devices), found {responses}"
         )
-
-
-def check_finite(metrics: dict[str, Any], where: str, prompts: Any, last_good: str) -> None:
-    """Stops the run where a number is none, before anything is made of it.
-
-    Raises:
-        FloatingPointError: with the iteration, its records, and the last model that was good.
-    """
-    for name, value in metrics.items():
-        if not np.isfinite(value):
-            ids = list(dict.fromkeys(prompt.id for prompt in prompts))
-            raise FloatingPointError(
-                f"{where}: {name} is {float(value)}; the last good model is {last_good}; lower "
-                f"learning_rate, or look at records {', '.join(ids[:8])}"
-                f"{' ...' if len(ids) > 8 else ''}"
-            )
 
 
 def read_prompts(

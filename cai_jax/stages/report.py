@@ -1,30 +1,34 @@
 """The report: one self-contained HTML page, computed from the artifacts of a run alone.
 
-The same steps give the same bytes wherever their folders are. Nothing is fetched, nothing runs in
-the reader's browser, and text that a model wrote stands behind a click.
+The same steps give the same bytes wherever their folders are. Nothing is fetched, the only script
+is the page's own, and text that a model wrote is data to it, behind a click (page/browser.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from cai_jax.core import artifact
+from cai_jax.core.progress import duration
 from cai_jax.data import schema
 from cai_jax.errors import InputError
-from cai_jax.page import choices, records
+from cai_jax.page import browser, choices, claims, records, sweeps
 from cai_jax.page import evaluation as tables
 from cai_jax.page.markup import Html, document, element, section, table
 from cai_jax.page.plots import number
 from cai_jax.page.preference import by_source
-from cai_jax.page.style import STYLE
+from cai_jax.page.style import SCRIPT, STYLE
 from cai_jax.page.training import curves
+from cai_jax.page.watch import alarm_line, watch
 
 PAGE = "index.html"
+CLAIMS, FIRST_SEED = "claims.json", "seed-0"  # of a workdir of `cai_jax.reproduce`
 
 SANDBOX = (
     "The models of this run are tiny and live in a small templated world with an oracle that knows "
@@ -48,14 +52,10 @@ class Step(NamedTuple):
 
 
 def default_config() -> ConfigDict:
-    """How many records of each sort the page shows, evenly spaced over those there are."""
+    """How many records the page holds, evenly spaced over those there are."""
     config = ConfigDict()
-    config.num_chains = 12
-    config.num_comparisons = 12
-    config.num_prompts = 12
-    # Moments of RL training, and samples at each.
-    config.num_moments = 6
-    config.num_rollouts = 3
+    config.num_records = 400  # of one step
+    config.all_records = 4000  # of all steps together
     return config
 
 
@@ -71,20 +71,25 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     return {"records": len(steps), "tokens": 0}
 
 
-def discover(workdir: Path) -> list[Step]:
-    """All finished steps of a workdir, but reports.
+def discover(workdir: Path) -> tuple[list[Step], dict[str, Any] | None]:
+    """All finished steps of a workdir, but reports; and what `cai_jax.reproduce` wrote there.
+
+    The steps of a workdir of `cai_jax.reproduce` are those of its first seed.
 
     Raises:
         InputError: if the folder is not there, or has no finished step.
     """
     if not workdir.is_dir():
         raise InputError(f"{workdir}: expected the workdir of a run, found no folder")
-    folders = sorted(path for path in workdir.iterdir() if artifact.is_finished(path))
+    path = workdir / CLAIMS
+    reproduced = _read_json(path) if path.is_file() else None
+    of_run = workdir / FIRST_SEED if reproduced and (workdir / FIRST_SEED).is_dir() else workdir
+    folders = sorted(path for path in of_run.iterdir() if artifact.is_finished(path))
     steps = [read_step(folder) for folder in folders]
     steps = [step for step in steps if step.kind != "report"]
-    if not steps:
+    if not steps and not reproduced:
         raise InputError(f"{workdir}: expected at least one finished step, found none")
-    return steps
+    return steps, reproduced
 
 
 def read_step(folder: Path) -> Step:
@@ -117,8 +122,10 @@ def _sources(step: Step) -> set[str]:
     return {name for reference in references for name in (reference, reference.split("@")[0])}
 
 
-def page(config: ConfigDict, steps: Iterable[Step]) -> str:
-    """The page about these steps."""
+def page(
+    config: ConfigDict, steps: Iterable[Step], reproduced: Mapping[str, Any] | None = None
+) -> str:
+    """The page about these steps, and about the claims.json of `cai_jax.reproduce`, if given."""
     steps = in_order(steps)
     measured = [
         (step, _read_json(step.folder / "evaluation.json"))
@@ -131,26 +138,55 @@ def page(config: ConfigDict, steps: Iterable[Step]) -> str:
         judges = {"none": None}
     elif any(step.kind != "evaluate" for step, _ in measured):
         judges.pop("none", None)
-    sections: dict[str, list[Any]] = {
-        "Evaluation": [EVALUATIONS[step.kind](step.name, found) for step, found in measured],
+    said = [statements[judge] for judge in judges] if steps else []
+    sections: dict[str, list[Any]] = {"Summary": [_summary(steps)]}
+    if reproduced:
+        said.insert(0, reproduced["statement"])
+        sections["Claims"] = [claims.claims_table(reproduced)]
+        sections["Figures"] = list(claims.figures(reproduced))
+    found = _collections(config, steps)
+    sections |= {
+        "Evaluation": [EVALUATIONS[step.kind](step.name, of) for step, of in measured],
+        "Sweeps": [_sweep(step) for step in steps],
         "Training": [_training(step) for step in steps],
-        "Answers": [_answers(config, step) for step in steps],
-        "Critiques and revisions": [_chains(config, step) for step in steps],
-        "Feedback": [_comparisons(config, step) for step in steps],
-        "RL samples": [_rollouts(config, step) for step in steps],
-        "Steps": [_steps(steps)],
+        "Feedback": [_judging(step) for step in steps],
+        "Records": [browser.browser(found)] if found else [],
+        "Steps": [_steps(steps)] if steps else [],
     }
     kept = {name: [p for p in parts if p] for name, parts in sections.items() if any(parts)}
-    anchors = {name: name.lower().replace(" ", "-") for name in kept}
+    # The browser's own names stand in the page too.
+    anchors = {name: f"section-{name.lower()}" for name in kept}
     links = (element("a", name, href=f"#{anchor}") for name, anchor in anchors.items())
     return document(
         "Constitutional AI: report of a run",
         STYLE,
         element("h1", "Constitutional AI: report of a run"),
-        *(element("p", statements[judge], class_="statement") for judge in judges),
+        *(element("p", statement, class_="statement") for statement in dict.fromkeys(said)),
         element("nav", *links, aria_label="Sections"),
-        *(section(anchors[name], name, *parts) for name, parts in kept.items()),
+        element("main", *(section(anchors[name], name, *parts) for name, parts in kept.items())),
+        script=SCRIPT,
     )
+
+
+def _summary(steps: Sequence[Step]) -> Html:
+    """What was run, and what the RL steps came to."""
+    if not steps:
+        return Html("")
+    seconds = math.fsum(step.manifest.get("seconds") or 0 for step in steps)
+    seeds = dict.fromkeys(step.manifest.get("seed") for step in steps)
+    of_seed = f", seed {next(iter(seeds))}" if len(seeds) == 1 and None not in seeds else ""
+    facts = [f"{len(steps)} finished steps{of_seed}, {duration(seconds)} of computing."]
+    for step in steps:
+        counts = step.manifest.get("counts", {})
+        if step.kind == "ppo" and "first_score" in counts:
+            first, last, kl = (number(counts[n]) for n in ("first_score", "score", "kl"))
+            facts.append(
+                f"{step.name}: the preference model's score went from {first} to {last}, at a KL "
+                f"of {kl} nats a response to where it began."
+            )
+        if step.kind == "ppo":
+            facts.append(alarm_line(step.name, counts))
+    return element("ul", *(element("li", fact) for fact in facts), class_="facts")
 
 
 def _evaluation(name: str, found: Mapping[str, Any]) -> Html:
@@ -201,60 +237,123 @@ def _training(step: Step) -> Html | None:
     if step.kind == "preference" and evaluation.is_file():
         measured = by_source(_read_json(evaluation))
     heading = element("h3", f"{step.name} ({step.kind})")
-    return element("div", heading, curves(step.kind, lines), measured)
+    watched = Html("")
+    if step.kind == "ppo":
+        phrases = step.folder / "phrases.json"
+        found = _read_json(phrases) if phrases.is_file() else []
+        watched = watch(step.name, step.manifest.get("counts", {}), found)
+    return element("div", heading, curves(step.kind, lines), measured, watched)
 
 
-def _answers(config: ConfigDict, step: Step) -> Html | None:
-    if step.kind != "evaluate":
+def _sweep(step: Step) -> Html | None:
+    if step.kind != "contrast":
         return None
-    answers = _records(step, "samples.jsonl", schema.Answer)
-    parts = []
-    for of_set in records.grouped(answers, lambda answer: answer.prompt_set):
-        by_prompt = records.grouped(of_set, lambda answer: answer.id)
-        cards = [records.answer_card(g) for g in records.spread(by_prompt, config.num_prompts)]
-        name = of_set[0].prompt_set.replace("_", " ")
-        parts.append(records.gate(f"{len(cards)} of {len(by_prompt)} {name} prompts", *cards))
-    return element("div", *parts) if parts else None
+    return sweeps.swept_table(step.name, _read_json(step.folder / "contrast.json"))
 
 
-def _chains(config: ConfigDict, step: Step) -> Html | None:
-    if step.kind != "critique_revise":
-        return None
-    chains = [c for c in _records(step, "chains.jsonl", schema.Chain) if c.rounds]
-    shown = records.spread(chains, config.num_chains)
-    principles = _principles(step, "critique_request")
-    return _gated(step, chains, [records.chain_card(c, principles) for c in shown], "chains")
-
-
-def _comparisons(config: ConfigDict, step: Step) -> Html | None:
+def _judging(step: Step) -> Html | None:
     if step.kind != "feedback":
         return None
-    comparisons = _records(step, "comparisons.jsonl", schema.Comparison)
-    shown = records.spread(comparisons, config.num_comparisons)
-    principles = _principles(step, "comparison")
-    cards = [records.comparison_card(c, principles) for c in shown]
-    gated = _gated(step, comparisons, cards, "comparisons")
-    if gated is None:
-        return None
-    measured = tables.judgements_table(
-        step.manifest.get("counts", {}), f"{step.name}: how the feedback model judged"
-    )
-    return element("div", measured, gated)
+    caption = f"{step.name}: how the feedback model judged"
+    return tables.judgements_table(step.manifest.get("counts", {}), caption)
 
 
-def _rollouts(config: ConfigDict, step: Step) -> Html | None:
-    if step.kind != "ppo":
-        return None
-    rollouts = _records(step, "rollouts.jsonl", schema.Rollout)
-    cards = records.rollout_cards(rollouts, config.num_moments, config.num_rollouts)
-    return _gated(step, rollouts, cards, "moments of training, of samples")
+def _collections(config: ConfigDict, steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """The records of all steps that have some to read, each step's share of them."""
+    pairs = {
+        pair.id: pair
+        for step in steps
+        if step.kind == "pair_answers"
+        for pair in _records(step, "pairs.jsonl", schema.Pair)
+    }
+    found = []
+    for step in steps:
+        if step.kind in READABLE:
+            readable = READABLE[step.kind]
+            cases = readable.cases(_records(step, readable.file, readable.record_type), pairs)
+            if cases:
+                found.append((step, readable, cases))
+    limit = min(config.num_records, max(config.all_records // max(len(found), 1), 1))
+    return [
+        browser.collection(
+            f"{step.name}: {readable.what}",
+            [readable.view(case) for case in records.spread(cases, limit)],
+            total=len(cases),
+            where=f"{step.name}/{readable.file}",
+            group=readable.group,
+            principles=_principles(step, readable.wording),
+        )
+        for step, readable, cases in found
+    ]
 
 
-def _gated(step: Step, found: list, cards: list[Html], what: str) -> Html | None:
-    if not found:
-        return None
-    summary = f"{step.name}: {len(cards)} of {len(found):,} {what}"
-    return records.gate(summary, *cards)
+class Readable(NamedTuple):
+    """How the records of a kind of step are read: cases of them, and the view of a case."""
+
+    what: str
+    file: str
+    record_type: type
+    view: Callable[[Any], dict[str, Any]]
+    group: str
+    wording: str = ""
+    cases: Callable[[list, Mapping[str, schema.Pair]], list] = lambda records, _: records
+
+
+def _with_rounds(chains: list, _: Any) -> list:
+    return [chain for chain in chains if chain.rounds]
+
+
+def _by_prompt(answers: list, _: Any) -> list:
+    return records.grouped(answers, lambda answer: (answer.prompt_set, answer.id))
+
+
+def _by_pair(judgements: list, pairs: Mapping[str, schema.Pair]) -> list:
+    by_pair = records.grouped(judgements, lambda judgement: judgement.id)
+    return [(pairs[of[0].id], of) for of in by_pair if of[0].id in pairs]
+
+
+def _judged(case: tuple[schema.Pair, list[schema.Judgement]]) -> dict[str, Any]:
+    return records.judged_view(*case)
+
+
+READABLE = {
+    "critique_revise": Readable(
+        "critiques and revisions",
+        "chains.jsonl",
+        schema.Chain,
+        records.chain_view,
+        group="chain",
+        wording="critique_request",
+        cases=_with_rounds,
+    ),
+    "feedback": Readable(
+        "comparisons",
+        "comparisons.jsonl",
+        schema.Comparison,
+        records.comparison_view,
+        group="label",
+        wording="comparison",
+    ),
+    "ppo": Readable(
+        "RL samples", "rollouts.jsonl", schema.Rollout, records.rollout_view, group="iteration"
+    ),
+    "evaluate": Readable(
+        "answers",
+        "samples.jsonl",
+        schema.Answer,
+        records.answers_view,
+        group="prompt set",
+        cases=_by_prompt,
+    ),
+    "elo": Readable(
+        "Elo pairs",
+        "judgements.jsonl",
+        schema.Judgement,
+        _judged,
+        group="two models",
+        cases=_by_pair,
+    ),
+}
 
 
 def _steps(steps: Iterable[Step]) -> Html:
@@ -269,7 +368,7 @@ def _steps(steps: Iterable[Step]) -> Html:
 def _principles(step: Step, wording: str) -> dict[str, str]:
     """Principle id -> its wording, if the step kept its constitution beside its records."""
     path = step.folder / "constitution.json"
-    if not path.is_file():
+    if not wording or not path.is_file():
         return {}
     return {p["id"]: p[wording] for p in _read_json(path).get("principles", [])}
 

@@ -5,7 +5,7 @@ from cai_jax.algorithms.choices import choice_measures
 from cai_jax.algorithms.intervals import estimates
 from cai_jax.data.schema import Answer, Turn
 from cai_jax.page.choices import choice_tables, rating_tables, refusal_tables
-from cai_jax.page.records import answer_card
+from cai_jax.page.records import answers_view
 
 Choice = namedtuple("Choice", "context correct chosen probabilities mass")
 HOSTILE = "<script>alert('x')</script>"
@@ -93,5 +93,5 @@ def test_an_answer_shows_how_it_refuses():
         Answer("1", "xstest", model, (Turn("human", "q"),), "no", "stop", {"refusal": kind})
         for model, kind in (("one", "full"), ("two", "none"))
     ]
-    card = answer_card(answers)
-    assert card.count(">full refusal<") == card.count("refusal") == 1
+    tags = [part.get("tags") for part in answers_view(answers)["parts"]]
+    assert tags == [None, [["full refusal", ""]], []]

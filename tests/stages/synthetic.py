@@ -6,7 +6,17 @@ import math
 import random
 
 from cai_jax.algorithms.intervals import estimates
-from cai_jax.data.schema import Answer, Chain, Comparison, Rollout, Round, Turn, write_records
+from cai_jax.data.schema import (
+    Answer,
+    Chain,
+    Comparison,
+    Judgement,
+    Pair,
+    Rollout,
+    Round,
+    Turn,
+    write_records,
+)
 from cai_jax.sandbox import judging, language
 
 MODELS = {"pretrained": 0.0, "helpful": 0.02, "sl_cai": 0.65, "rl_cai": 0.97}
@@ -54,7 +64,9 @@ def make_workdir(workdir, num_prompts=12, num_updates=40, seed=0, hostile=""):
         for k, request in enumerate(requests[:4])
     ]
     write_records(folder / "rollouts.jsonl", _plain(rollouts))
+    (folder / "phrases.json").write_text(json.dumps([_phrase(hostile)]))
     _evaluate(workdir, rng, requests, chains, comparisons, hostile)
+    _rate(workdir, requests, comparisons)
     (workdir / "unfinished").mkdir()
     return workdir
 
@@ -92,6 +104,41 @@ def _evaluate(workdir, rng, requests, chains, comparisons, hostile):
     }
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     write_records(folder / "samples.jsonl", answers)
+
+
+def _rate(workdir, requests, comparisons):
+    """Pairs of two models' answers, and what a preference model and a person said of them."""
+    pairs, judgements = [], []
+    for request, c in zip(requests, comparisons):
+        tags = {"prompt_set": "red_team", "prompt": c.id, "model_a": "sl_cai", "model_b": "rl_cai"}
+        pairs.append(Pair(f"pair-{c.id}", _turns(request), c.response_a, c.response_b, tags))
+        said = {"preference_model": (0.25, None), "people": (None, "ann")}
+        judgements += [
+            Judgement(f"pair-{c.id}", "red_team", c.id, "sl_cai", "rl_cai", judge, *of)
+            for judge, of in said.items()
+        ]
+    folder = _step(workdir, "pairs", "pair_answers", ["evaluate"], records=len(pairs), tokens=0)
+    write_records(folder / "pairs.jsonl", pairs)
+    folder = _step(workdir, "rate", "elo", ["pairs"], records=len(judgements), tokens=0)
+    write_records(folder / "judgements.jsonl", judgements)
+    found = {"level": 0.95, "anchor": "", "judges": {}, "agreement": {}}
+    (folder / "evaluation.json").write_text(json.dumps(found))
+
+
+def write_claims(workdir, hostile=""):
+    """The claims.json of `cai_jax.reproduce`, with one claim and one figure."""
+    interval = {"value": 0.42, "low": 0.31, "high": None}
+    part = {"name": f"gain{hostile}", "interval": interval, "asked": "above 0", "holds": True}
+    claim = {"number": 1, "claim": "Improves with size", "figure": "4", "verdict": "held"}
+    curve = {"name": "direct", "x": [1, 2], "y": [interval, interval | {"high": 0.5}]}
+    panel = {"title": "Accuracy", "x_label": "parameters", "curves": [curve]}
+    found = {"statement": "Tiny models.", "about": "Scale: quick. Seeds: 3.", "variants": {}}
+    found |= {"claims": [claim | {"parts": [part], "reason": ""}], "figures": {"4": [panel]}}
+    (workdir / "claims.json").write_text(json.dumps(found))
+
+
+def _phrase(hostile):
+    return {"phrase": f"you are valued{hostile}", "first": 0.0, "last": 0.5, "log_ratio": 3.5}
 
 
 def _step(workdir, name, kind, inputs=(), **counts):

@@ -1,6 +1,7 @@
 import functools
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,13 @@ import pytest
 from world_models import WORDS, human, one_device, write_model
 
 from cai_jax import checkpoints
+from cai_jax.algorithms import goodhart
 from cai_jax.algorithms.ppo import Controls
 from cai_jax.core import mesh, training
 from cai_jax.core.metrics import read_metrics
 from cai_jax.core.optimizer import make_optimizer
 from cai_jax.data.prompt_batches import FittedPrompts
+from cai_jax.data.rollouts import texts
 from cai_jax.data.schema import Prompt, Rollout, read_records, write_records
 from cai_jax.errors import InputError
 from cai_jax.generation.preference import end_scores, preference_scores
@@ -21,6 +24,7 @@ from cai_jax.generation.score import score as score_texts
 from cai_jax.models import transformer, weights
 from cai_jax.sandbox.tokenizer import vocabulary
 from cai_jax.stages import ppo
+from cai_jax.text import phrases
 from cai_jax.text.dialogue import render
 
 BATCH, RESPONSE = 32, 6
@@ -363,6 +367,7 @@ def test_long_prompts_are_counted_or_refused(inputs, tmp_path):
         ({"kl_target": 6.0, "kl_coefficient": 0.0}, {}, "kl_coefficient: expected more than 0"),
         ({}, {"preference_model": "model"}, "preference_model: expected a score head"),
         ({}, {"model": "preference_model"}, "model: expected a language model"),
+        ({}, {"judge": "model"}, "judge: expected a score head"),
         ({}, {"prompts": None}, "expected .* found no prompts"),
         ({"max_new_tokens": 60}, {}, "model: expected room for .* found 64 positions"),
     ],
@@ -384,18 +389,6 @@ def test_another_tokenizer_is_refused(inputs, tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(InputError, match="preference_model: expected the tokenizer of the policy"):
         run(tmp_path / "rl", {**inputs, "preference_model": folder})
-
-
-def test_stops_where_a_number_is_not_finite():
-    prompts = [Prompt(f"p{number // 2}", human("bike")) for number in range(20)]
-    with pytest.raises(FloatingPointError) as error:
-        ppo.check_finite(
-            {"score": np.float32(1), "kl": np.float32("nan")}, "rl: iteration 7", prompts, "rl@5"
-        )
-    assert str(error.value) == (
-        "rl: iteration 7: kl is nan; the last good model is rl@5; lower learning_rate, or look at "
-        "records p0, p1, p2, p3, p4, p5, p6, p7 ..."
-    )
 
 
 def test_plan():
@@ -438,12 +431,14 @@ def test_a_training_that_diverges_keeps_what_was_good(inputs, tmp_path, monkeypa
         run(folder, inputs)
     message = str(error.value)
     assert message.startswith(
-        f"rl: iteration 3: policy_loss is inf; the last good model is {folder}/snapshots/step-0002"
+        "rl: iteration 3: policy_loss is inf; the last good checkpoint is "
+        f"{folder}/snapshots/step-0002, and nothing was written over it"
     )
     drawn = {r.id for r in read_records(folder / "samples.jsonl", Rollout)}
     assert drawn and re.search(r"records [ab]-\d+, [ab]-\d+, .* \.\.\.$", message)
     assert sorted(path.name for path in folder.iterdir()) == [
         "metrics.jsonl",
+        "rollouts.jsonl",
         "samples.jsonl",
         "snapshots",
     ]
@@ -509,3 +504,45 @@ def test_statistics_that_the_preference_model_does_not_have_are_refused(inputs, 
     message = r"score_statistics.json: expected the statistics of the model's scores, found none"
     with pytest.raises(InputError, match=message):
         run(tmp_path / "rl", inputs, score_normalization="stored")
+
+
+def test_words_are_held_against_the_references(trained):
+    folder, counts = trained
+    lines = read_metrics(folder)
+    rollouts = read_records(folder / "rollouts.jsonl", Rollout)
+    first, last = (phrases.said(*texts([r for r in rollouts if r.iteration == i])) for i in (1, 3))
+    # The numbers in the file have seven digits.
+    for line, said in ((lines[0], first), (lines[2], last)):
+        expected = phrases.measures(first, said)
+        assert {name: line[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert lines[0]["length_drift"] == 0 and lines[0]["distinct_2"] > 0.9
+    assert counts["boilerplate"] == lines[2]["boilerplate"] == 0
+    assert json.loads((folder / "phrases.json").read_text()) == []
+
+
+def test_a_judge_reads_what_is_kept_and_changes_nothing(
+    trained, inputs, tmp_path, capsys, monkeypatch
+):
+    """The judge dislikes what the preference model likes."""
+    folder, counts = trained
+    monkeypatch.setattr(goodhart, "Z", 1.0)  # three iterations go far enough for that
+    judge = checkpoints.load_model(inputs["preference_model"])
+    judge.params["score_head"]["kernel"] = -judge.params["score_head"]["kernel"]
+    opponent = shutil.copytree(inputs["preference_model"], tmp_path / "opponent")
+    (opponent / "model.safetensors").unlink()
+    weights.write_folder(opponent, judge.config, judge.params)
+    found = run(tmp_path / "rl", inputs | {"judge": opponent})
+    lines = read_metrics(tmp_path / "rl")
+    assert [line.get("judge_score") is not None for line in lines] == [True, False, True]
+    for line in lines[::2]:
+        assert line["judge_score"] == pytest.approx(-line["score"], rel=1e-4)
+        assert line["judge_error"] == pytest.approx(line["score_error"], rel=1e-4)
+    assert found["alarm"].startswith("iteration 3: since iteration 1 the preference model's score")
+    assert capsys.readouterr().err.count(f"rl: ALARM: {found['alarm']}\n") == 1
+    # Draws and losses are those of the run without a judge.
+    assert "alarm" not in counts and {**counts, "alarm": found["alarm"]} == found
+    added = ("judge_score", "judge_error", "score_error")
+    without = [{k: v for k, v in line.items() if k not in added} for line in lines]
+    assert without == read_metrics(folder)
+    rollouts = "rollouts.jsonl"
+    assert (tmp_path / "rl" / rollouts).read_bytes() == (folder / rollouts).read_bytes()

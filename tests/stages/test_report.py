@@ -1,39 +1,52 @@
+import base64
+import hashlib
 import html.parser
 import json
 import re
 import shutil
 
 import pytest
-from synthetic import make_workdir
+from laboratory.made_up import make_runs
+from synthetic import make_workdir, write_claims
 
 from cai_jax import report as job
+from cai_jax import reproduce
 from cai_jax.errors import InputError
+from cai_jax.laboratory.figures import FIGURES
 from cai_jax.page.records import spread
+from cai_jax.page.style import SCRIPT, STYLE
 from cai_jax.sandbox import language
 from cai_jax.stages import report
 
 HOSTILE = "<script>alert('x')</script><img src=http://example.org/a onerror=alert(1)>\"'&"
-VOID = {"meta", "br"}
+FOCUSES = language.constitution_focuses()
+VOID = {"meta", "br", "input"}
 
 
 class Reader(html.parser.HTMLParser):
-    """Checks that elements nest, and notes where text stands."""
+    """Checks that elements nest, and notes where text stands, and what scripts say."""
 
     def __init__(self):
         super().__init__()
-        self.open, self.tags, self.attributes, self.texts = [], set(), [], []
+        self.open, self.attributes, self.texts, self.scripts = [], [], [], []
+        self.tags = set()
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.attributes += attrs
+        if tag == "script":
+            self.scripts.append([dict(attrs), ""])
         if tag not in VOID:
-            self.open.append((tag, dict(attrs).get("class", "")))
+            self.open.append(tag)
 
     def handle_endtag(self, tag):
-        assert self.open.pop()[0] == tag
+        assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.texts.append((data, [name for _, name in self.open]))
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1][1] += data
+        else:
+            self.texts.append((data, list(self.open)))
 
 
 def read(page):
@@ -44,39 +57,74 @@ def read(page):
     return reader
 
 
+def written(workdir, **changes):
+    config = report.default_config()
+    config.update(changes)
+    return report.page(config, *report.discover(workdir))
+
+
+def collections(page):
+    (text,) = [text for attributes, text in read(page).scripts if attributes]
+    return {of["name"]: of for of in json.loads(text)["collections"]}
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     workdir = make_workdir(tmp_path_factory.mktemp("run") / "work", hostile=HOSTILE)
-    return report.page(report.default_config(), report.discover(workdir))
+    write_claims(workdir, HOSTILE)
+    return written(workdir)
 
 
-def test_text_of_models_is_escaped(page):
-    assert "<script" not in page and "<img" not in page
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;" in page
+def test_text_of_models_is_data_and_nothing_else(page):
     reader = read(page)
-    assert not reader.tags & {"script", "img", "iframe", "link", "object", "base", "form"}
+    assert [attributes for attributes, _ in reader.scripts] == [
+        {"id": "records", "type": "application/json"},
+        {},
+    ]
+    assert not reader.tags & {"img", "iframe", "link", "object", "base"}
     assert not [name for name, _ in reader.attributes if name.startswith("on")]
+    # It comes out of the JSON as it went in, and stands in no markup that a reader has not opened.
+    texts = [
+        part["text"]
+        for of in collections(page).values()
+        for record in of["records"]
+        for part in record["parts"]
+        if HOSTILE in part.get("text", "")
+    ]
+    assert len(texts) > 100
+    shown = [where for text, where in reader.texts if "alert('x')" in text]
+    assert shown and all("details" in where or "table" in where for where in shown)
+
+
+def test_the_one_script_is_the_one_that_the_policy_allows(page):
+    script = read(page).scripts[-1][1]
+    assert script == SCRIPT
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [v for k, v in read(page).attributes if v and v.startswith("default-src")]
+    assert policy.startswith("default-src 'none'; ") and f"script-src 'sha256-{digest}'" in policy
+
+
+def test_the_script_makes_text_of_text_and_asks_for_nothing():
+    dangerous = (
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|DOMParser|createContextualFragment"
+        r"|eval\b|Function\(|setTimeout|fetch|XMLHttp|WebSocket|import\b|https?:|\.src|\.href"
+    )
+    assert re.findall(dangerous, SCRIPT.replace("http://www.w3.org/2000/svg", "")) == []
+    assert "</" not in SCRIPT and "<!--" not in SCRIPT
 
 
 def test_nothing_is_fetched(page):
     references = [v for k, v in read(page).attributes if k in ("href", "src", "action", "data")]
     assert references and all(value.startswith("#") for value in references)
-    assert "url(" not in page and "@import" not in page
+    assert "url(" not in STYLE and "@import" not in STYLE
     anchors = set(re.findall(r'id="([^"]+)"', page))
     assert {value[1:] for value in references} <= anchors
 
 
-def test_text_of_models_stands_behind_the_warning(page):
-    found = [classes for text, classes in read(page).texts if "alert('x')" in text]
-    assert len(found) > 50
-    assert all("gate" in classes for classes in found)
-    assert "may contain harmful or offensive text" in page
-
-
 def test_says_what_the_numbers_are_worth(page):
     words = " ".join(text for text, _ in read(page).texts)
-    assert "say nothing about real language models" in words
-    for heading in ("Evaluation", "Training", "Critiques and revisions", "RL samples", "Feedback"):
+    assert "say nothing about real language models" in words and "Tiny models." in words
+    for heading in ("Summary", "Claims", "Figures", "Evaluation", "Training", "Records", "Steps"):
         assert f">{heading}</h2>" in page
 
 
@@ -87,24 +135,94 @@ def test_shows_the_numbers_of_the_evaluation(tmp_path):
     evaluation["models"]["rl_cai"] |= {"harmless_rate": 0.91234, "harmlessness_elo": 201.6}
     evaluation["models"]["rl_cai"]["intervals"]["harmless_rate"] = [0.8765, 0.9501]
     path.write_text(json.dumps(evaluation))
-    page = report.page(report.default_config(), report.discover(workdir))
+    page = written(workdir)
     assert "<td>0.912<small>0.876 to 0.950</small></td>" in page
     assert "<td>202<small>" in page
     # Measures without a case show a dash, not a number.
     assert "<td>–<small>n = 0</small></td>" in page
 
 
-def test_shows_principles_labels_and_raw_log_probabilities(page):
-    principles = [language.principle_json(*p) for p in language.constitution_focuses().items()]
-    for wording in ("critique_request", "comparison"):
-        assert any(f"{p['id']}: {p[wording]}" in page for p in principles)
-    assert "P(A is better) = 0.100" in page
-    assert "log P( (A)) = -2.303, log P( (B)) = -0.105; response A stood at (A)" in page
-    assert "Iteration 0: mean PM score 0.015 over 4 samples" in page
+def test_holds_every_sort_of_record(page):
+    found = collections(page)
+    assert list(found) == [
+        "revise: critiques and revisions",
+        "labels: comparisons",
+        "rl_cai: RL samples",
+        "evaluate: answers",
+        "rate: Elo pairs",
+    ]
+    assert [of["total"] for of in found.values()] == [12, 12, 40, 12, 12]
+    principles = {p["id"]: p for p in map(language.principle_json, *zip(*FOCUSES.items()))}
+    for of, wording in zip(found.values(), ("critique_request", "comparison")):
+        assert of["principles"] == {id: p[wording] for id, p in principles.items()}
+        used = [p["principle"] for r in of["records"] for p in r["parts"] if "principle" in p]
+        assert used and set(used) <= set(principles)
+    groups = list(dict.fromkeys(r["group"] for r in found["rl_cai: RL samples"]["records"]))
+    assert groups == [f"iteration {i}" for i in range(0, 40, 4)]
+    pair = found["rate: Elo pairs"]["records"][0]
+    assert pair["group"] == "sl_cai against rl_cai"
+    assert [(p["label"], p["text"], p.get("share")) for p in pair["parts"][-2:]] == [
+        ("Preference model", "P(sl_cai is better) = 0.250", 0.25),
+        ("A person", "a tie", None),
+    ]
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    workdir = make_workdir(tmp_path / "w")
+
+    def held(**changes):
+        found = collections(written(workdir, **changes)).values()
+        return [len(of["records"]) for of in found], [of["total"] for of in found]
+
+    totals = [12, 12, 40, 12, 12]
+    assert held() == (totals, totals)
+    assert held(num_records=5) == ([5] * 5, totals)
+    assert held(all_records=75) == ([12, 12, 15, 12, 12], totals)
+    assert held(all_records=1) == ([1] * 5, totals)
+
+
+def test_the_watch_of_an_rl_step(tmp_path):
+    workdir = make_workdir(tmp_path / "w")
+    assert "no judge but the preference model itself" in written(workdir)
+    manifest = workdir / "rl_cai" / "manifest.json"
+    found = json.loads(manifest.read_text())
+    counts = {"first_score": -1.5, "score": 2.25, "kl": 12.0, "alarm": "iteration 9: <it> fell"}
+    manifest.write_text(json.dumps(found | {"counts": counts}))
+    page = written(workdir)
+    assert page.count("rl_cai: alarm at iteration 9: &lt;it&gt; fell.") == 2
+    assert "score went from -1.5 to 2.25, at a KL of 12 nats" in page
+    assert '<th scope="row">you are valued</th><td>0</td><td>0.5</td><td>3.5</td>' in page
+    manifest.write_text(json.dumps(found | {"counts": counts | {"alarm": ""}}))
+    assert "rl_cai: no alarm" in written(workdir)
+
+
+def test_a_workdir_of_reproduce_shows_claims_figures_and_its_first_seed(tmp_path):
+    (tmp_path / "w").mkdir()
+    make_workdir(tmp_path / "w" / "seed-0")
+    write_claims(tmp_path / "w")
+    page = written(tmp_path / "w")
+    assert "1 of 1 claims that could be tested held. Scale: quick. Seeds: 3." in page
+    assert "gain: 0.42 (0.31 to ?); above 0: yes" in page
+    assert "<h3>Figure 4</h3>" in page and "<b>Accuracy</b>" in page
+    assert len(collections(page)) == 5
+
+
+def test_what_reproduce_writes_is_shown_whole(tmp_path):
+    reproduce.write(tmp_path, make_runs(), list(FIGURES), "Made up.")
+    page = written(tmp_path)
+    found = json.loads((tmp_path / "claims.json").read_text())
+    assert "16 of 16 claims that could be tested held. Made up." in page
+    shown = [text for text, _ in read(page).texts]
+    for claim in found["claims"]:
+        assert f"{claim['number']}. {claim['claim']}" in shown
+    panels = [panel for of in found["figures"].values() for panel in of]
+    assert page.count("<figure>") == len(panels) > 10
+    assert "No judge read" not in page
 
 
 def test_a_copied_workdir_gives_the_same_bytes(tmp_path, capsys):
     workdir = make_workdir(tmp_path / "here" / "a")
+    write_claims(workdir)
     (tmp_path / "there").mkdir()
     copy = shutil.copytree(workdir, tmp_path / "there" / "b")
     job.main([str(workdir)])
@@ -120,15 +238,15 @@ def test_the_step_and_the_job_write_the_same_page(tmp_path):
     steps = [path for path in workdir.iterdir() if path.name != "unfinished"]
     (workdir / "report").mkdir()
     inputs = {"steps": steps[:2], "others": {"more": steps[2:]}}
-    assert report.run(report.default_config(), inputs, workdir / "report")["records"] == 6
+    assert report.run(report.default_config(), inputs, workdir / "report")["records"] == 8
     step_page = (workdir / "report" / "index.html").read_bytes()
     job.main([str(workdir)])
     assert (workdir / "report" / "index.html").read_bytes() == step_page
 
 
 def test_steps_stand_after_what_they_read(tmp_path):
-    steps = report.discover(make_workdir(tmp_path / "w"))
-    names = ["revise", "sl_cai", "labels", "pm", "rl_cai", "evaluate"]
+    steps, _ = report.discover(make_workdir(tmp_path / "w"))
+    names = ["revise", "sl_cai", "labels", "pm", "rl_cai", "evaluate", "pairs", "rate"]
     assert [step.name for step in report.in_order(steps)] == names
     assert [step.name for step in report.in_order(reversed(steps))] == names
 
@@ -180,8 +298,20 @@ def test_choices_and_ratings_have_their_tables_and_no_judge_is_missed(tmp_path):
         (folder / "evaluation.json").write_text(json.dumps(found))
         manifest = {"kind": kind, "seconds": 1, "records": 1, "tokens": 1}
         (folder / "manifest.json").write_text(json.dumps(manifest))
-    page = report.page(report.default_config(), report.discover(tmp_path / "w"))
+    page = written(tmp_path / "w")
     read(page)
-    assert "<script" not in page and "choices: hhh&lt;script&gt;" in page
+    assert "<script>alert" not in page and "choices: hhh&lt;script&gt;" in page
     assert "<td>0.679</td>" in page and "<td>12</td>" in page
     assert "No judge read the answers" not in page
+
+
+def test_a_sweep_has_its_table(tmp_path):
+    folder = tmp_path / "w" / "table"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"kind": "contrast", "seconds": 1}))
+    of = {"red_team/harmless": {"value": 0.75, "low": 0.7, "high": 0.8}}
+    found = {"level": 0.95, "baseline": "one", "models": {f"one{HOSTILE}": of}, "differences": {}}
+    (folder / "contrast.json").write_text(json.dumps(found))
+    page = written(tmp_path / "w")
+    assert "difference to one; * adjusted p below 0.05" in page
+    assert "&lt;script&gt;alert(&#x27;x" in page and "<td>0.750" in page
