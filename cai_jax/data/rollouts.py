@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cai_jax import hosts
 from cai_jax.data.schema import Prompt, Rollout, read_records
 from cai_jax.data.tokenization import TextTokenizer
 
@@ -48,18 +49,25 @@ def texts(records: Sequence[Rollout]) -> tuple[list[str], list[str]]:
 
 
 def first_texts(kept: Path, records: Sequence[Rollout]) -> tuple[list[str], list[str]]:
-    """Of the first iteration: those in the file, or if there is none yet, of `records`."""
-    return ends(kept, len(records))[0] if kept.is_file() else texts(records)
+    """Of the first iteration: `records` themselves, or, of a later one, those in the file."""
+    return texts(records) if records[0].iteration == 1 else ends(kept, len(records))[0]
 
 
 def ends(kept: Path, count: int) -> list[tuple[list[str], list[str]]]:
-    """The texts of the first and of the last `count` records of a file."""
+    """The texts of the first and of the last `count` records of a file; all hosts read it."""
+    hosts.wait(f"{kept.name} is to be read")  # the first host writes it
     records = read_records(kept, Rollout)
+    hosts.wait(f"{kept.name} is read")
     return [texts(records[:count]), texts(records[-count:])]
 
 
 def append(path: Path, records: Iterable[Rollout]) -> None:
-    """Writes records to the end of a JSON Lines file, to be read while training goes on."""
+    """Writes records to the end of a JSON Lines file, to be read while training goes on.
+
+    The first host does.
+    """
+    if not hosts.is_first():
+        return
     with open(path, "a", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n")
