@@ -68,7 +68,7 @@ def _arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> Any:
 
     slices = 1
     if devices[0].platform == "tpu":  # hosts of GPUs have numbers too, and a network to split over
-        slices = len({device.slice_index for device in devices})
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
     if sizes[0] % slices:
         raise InputError(
             f"mesh data={sizes[0]}: expected a multiple of {slices}, the number of slices that the "
