@@ -1,12 +1,13 @@
 """What a policy said during training, from arrays to records."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai_jax.data.schema import Prompt, Rollout, read_records
+from cai_jax.data.schema import Prompt, Rollout, json_lines, parse
 from cai_jax.data.tokenization import TextTokenizer
 
 
@@ -48,14 +49,14 @@ def texts(records: Sequence[Rollout]) -> tuple[list[str], list[str]]:
 
 
 def first_texts(kept: Path, records: Sequence[Rollout]) -> tuple[list[str], list[str]]:
-    """Of the first iteration: those in the file, or if there is none yet, of `records`."""
-    return ends(kept, len(records))[0] if kept.is_file() else texts(records)
+    """The texts of iteration 1: of `records`, or if they are of a later one, of the file's first.
 
-
-def ends(kept: Path, count: int) -> list[tuple[list[str], list[str]]]:
-    """The texts of the first and of the last `count` records of a file."""
-    records = read_records(kept, Rollout)
-    return [texts(records[:count]), texts(records[-count:])]
+    No more than these are read, since others may be about to be written.
+    """
+    if records[0].iteration > 1:
+        lines = itertools.islice(json_lines(kept), len(records))
+        records = [parse(Rollout, value, where) for where, value in lines]
+    return texts(records)
 
 
 def append(path: Path, records: Iterable[Rollout]) -> None:

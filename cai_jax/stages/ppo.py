@@ -155,7 +155,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
             metrics["evasive"] = np.mean([opens_with_refusal(r.response) for r in records])
             # The first responses are the reference's, and always kept.
             first_said = first_said or phrases.said(*rollouts.first_texts(kept, records))
-            metrics |= phrases.measures(first_said, phrases.said(*rollouts.texts(records)))
+            said = phrases.said(*rollouts.texts(records))
+            metrics |= phrases.measures(first_said, said)
             is_kept = (iteration - 1) % config.record_every == 0 or iteration == config.iterations
             if judge and is_kept:
                 scores, judged = jax.device_get((experience.scores, judge(experience)))
@@ -165,6 +166,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
             rollouts.append(folder / "samples.jsonl", records[: config.sample_texts])
             if is_kept:
                 rollouts.append(kept, records)
+                grown = [one._asdict() for one in phrases.joined(phrases.grown(first_said, said))]
+                artifact.write_json(folder / "phrases.json", grown)
             alarm = goodhart.first_alarm(history)
             if alarm and alarm.after.iteration == iteration:
                 print(f"{folder.name}: ALARM: {alarm}", file=sys.stderr)
@@ -183,10 +186,6 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
                 checkpoints.save_model(folder, policy, checkpoints.snapshot_name(iteration))
                 last_good = str(folder / checkpoints.snapshot_name(iteration))
             progress.advance(1, "score {score:.3f}, KL {kl:.3f}".format(**history[-1]))
-    grown = phrases.joined(
-        phrases.grown(*(phrases.said(*t) for t in rollouts.ends(kept, responses)))
-    )
-    artifact.write_json(folder / "phrases.json", [phrase._asdict() for phrase in grown])
     policy = LanguageModel(reference.config, state.params["policy"], reference.tokenizer)
     checkpoints.save_model(folder, policy)
     return {
