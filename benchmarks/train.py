@@ -1,30 +1,38 @@
-"""Training steps beside a plain torch loop: the same weights, the same batches, in one run.
+"""Training steps beside torch and TRL: the same weights, the same batches, in one run.
 
-    python benchmarks/train.py [--shape=28m] [--batch=8] [--length=256] [--prompt=192] [--rounds=5]
+    python benchmarks/train.py [--trl=PYTHON_1_16] [--trl_ppo=PYTHON_1_12] [--parts=finetune,...]
 
 prints one JSON object. `finetune`: a language model on packed rows; torch runs `transformers` with
-AdamW and clipping. `preference`: comparisons that share a prompt; torch scores both texts of a pair
-in rows of their own, ours once so and once with shared prompts. Each round times every contestant
-in turn, so that a machine that slows down slows all; seconds are medians over rounds, without the
-first, which compiles. `losses` of all contestants must agree, or the times mean nothing.
+AdamW and clipping. `preference`: comparisons that share a prompt; torch and TRL score both texts of
+a pair in rows of their own, ours once so and once with shared prompts. `ppo`: sampling, scoring and
+4 epochs of updates, ours once as TRL does it, with a value model of its own, and once with a value
+head on the policy's trunk. TRL runs in environments of its own (`--trl`: with TRL 1.16;
+`--trl_ppo`: 1.12, the last with PPO), once told to keep activations, and once as it is by default,
+where it computes them again in the backward pass.
+
+Each round times every contestant in turn, so that a machine that slows down slows all; seconds are
+medians over rounds, without the first, which compiles. `losses` of all contestants must agree, or
+the times mean nothing; those of PPO, which samples, are not compared.
 
 MFU is 6 FLOPs a parameter and token (and 12 L N H T / 2 a token for causal attention), over the
 peak of a large float32 matrix product that is measured in the same run. A machine that does
-something else besides gives no number worth keeping.
+something else besides gives no number worth keeping. Before it starts, the process tells glibc to
+keep the memory it has, as the Makefile does: XLA loses up to 40 % to page faults otherwise.
 
-Measured on two CPU cores (206 GFLOP/s), shape 28m, 4 rounds, updates against torch's: finetune 0.88
-times as fast (688 tokens/s, MFU 58 %), preference 0.87 times, with shared prompts 1.40 times. The
-tokens of a shared prompt count twice, as torch computes them, so its MFU may pass 100 %.
+MEASURED
 """
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +43,13 @@ SHAPES = {
     },
 }  # fmt: skip
 LEARNING_RATE = 1e-4
+EPOCHS = 4  # of PPO
+EOS = 1
+KEEPING_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+}
 
 Step = Callable[[int], float]  # runs update number i, and returns its loss
 
@@ -43,10 +58,15 @@ def main() -> None:
     """Runs the benchmark."""
     flags = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     flags.add_argument("--shape", default="28m", choices=SHAPES)
+    flags.add_argument("--parts", default="finetune,preference,ppo", help="which to run")
     flags.add_argument("--batch", type=int, default=8, help="rows, or comparisons")
     flags.add_argument("--length", type=int, default=256, help="tokens in a row, or a text")
     flags.add_argument("--prompt", type=int, default=192, help="tokens of a text that are shared")
+    flags.add_argument("--episodes", type=int, default=16, help="in an iteration of PPO")
+    flags.add_argument("--half", type=int, default=64, help="tokens of its prompts, and responses")
     flags.add_argument("--rounds", type=int, default=5)
+    flags.add_argument("--trl", help="a Python with TRL 1.16")
+    flags.add_argument("--trl_ppo", help="a Python with TRL 1.12")
     args = flags.parse_args()
     sys.path.insert(0, str(ROOT))
     import numpy as np
@@ -60,57 +80,74 @@ def main() -> None:
     rows = draw(args.rounds, args.batch, args.length)
     texts = draw(args.rounds, args.batch, 2, args.length)
     texts[..., : args.prompt] = texts[:, :, :1, : args.prompt]
-    labels = rng.uniform(size=(args.rounds, args.batch)).astype(np.float32)
+    prompts = draw(args.rounds, args.episodes, args.half)
+    parts = args.parts.split(",")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, data = Path(name), Path(name) / "batches.npz"
         write_model(folder, config)
+        np.savez(data, rows=rows, texts=texts, prompts=prompts, epochs=EPOCHS, responses=args.half)
         peak = matmul_peak()
         report: dict[str, Any] = {"peak_gflops": peak / 1e9, **vars(args)}
         tokens = args.batch * args.length
-        report["finetune"] = compare(
-            {"torch": torch_finetune(folder, rows), "ours": our_finetune(folder, rows)},
-            args.rounds,
-            tokens,
-            flops(config, tokens, args.length, unembeds=True) / peak,
-        )
-        pairs = (texts, labels)
-        report["preference"] = compare(
-            {
-                "torch": torch_preference(folder, *pairs),
-                "ours": our_preference(folder, *pairs, args.prompt, shared=False),
-                "ours_shared": our_preference(folder, *pairs, args.prompt, shared=True),
-            },
-            args.rounds,
-            2 * tokens,
-            flops(config, 2 * tokens, args.length, unembeds=False) / peak,
-        )
+        if "finetune" in parts:
+            steps = {"torch": torch_finetune(folder, rows), "ours": our_finetune(folder, rows)}
+            for task in ("sft", "sft_default") if args.trl else ():
+                steps[f"trl_{task}"] = trl(args.trl, task, folder, data)
+            least = flops(config, tokens, args.length, unembeds=True) / peak
+            report["finetune"] = compare(steps, args.rounds, tokens, least)
+        if "preference" in parts:
+            steps = {
+                "torch": torch_preference(folder, texts),
+                "ours": our_preference(folder, texts, args.prompt, shared=False),
+                "ours_shared": our_preference(folder, texts, args.prompt, shared=True),
+            }
+            for task in ("reward", "reward_default") if args.trl else ():
+                steps[f"trl_{task}"] = trl(args.trl, task, folder, data)
+            least = flops(config, 2 * tokens, args.length, unembeds=False) / peak
+            report["preference"] = compare(steps, args.rounds, 2 * tokens, least)
+        if "ppo" in parts:
+            steps = {
+                "ours": our_ppo(folder, prompts, args.half, value_model="preference_model"),
+                "ours_on_trunk": our_ppo(folder, prompts, args.half, value_model="policy_trunk"),
+            }
+            for task in ("ppo", "ppo_default") if args.trl_ppo else ():
+                steps[f"trl_{task}"] = trl(args.trl_ppo, task, folder, data)
+            report["ppo"] = compare(steps, args.rounds, args.episodes, None)
     print(json.dumps(report, indent=2))
 
 
 def compare(
-    contestants: dict[str, Step], rounds: int, tokens: int, least_seconds: float
+    contestants: dict[str, Step], rounds: int, units: int, least_seconds: float | None
 ) -> dict[str, Any]:
-    """Times every contestant in every round; `tokens` are those of the texts, shared or not."""
+    """Times every contestant in every round.
+
+    Args:
+        contestants: the steps by name.
+        rounds: updates of each.
+        units: tokens of an update (those of the texts, shared or not), or episodes.
+        least_seconds: of an update at the matrix product's peak, if that is counted.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     losses: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
         for name, step in contestants.items():
             start = time.perf_counter()
-            losses[name].append(round(step(number), 5))
+            losses[name].append(round(step(number), 4))
             seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(of[1:] or of) for name, of in seconds.items()}
     found: dict[str, Any] = {}
-    for name, of in seconds.items():
-        median = statistics.median(of[1:] or of)
+    for name, median in medians.items():
         found[name] = {
             "step_seconds": round(median, 4),
-            "tokens_per_second": round(tokens / median, 1),
-            "mfu": round(least_seconds / median, 3),
-            "first_seconds": round(of[0], 2),
+            "units_per_second": round(units / median, 2),
+            "first_seconds": round(seconds[name][0], 2),
             "losses": losses[name],
+            "as_fast_as": {
+                other: round(medians[other] / median, 2) for other in medians if other != name
+            },
         }
-    against = found["torch"]["step_seconds"]
-    for name in found:
-        found[name]["times_torch"] = round(against / found[name]["step_seconds"], 2)
+        if least_seconds is not None:
+            found[name]["mfu"] = round(least_seconds / median, 3)
     return found
 
 
@@ -146,7 +183,7 @@ def write_model(folder: Path, config: Any) -> None:
     from cai_jax.models import transformer, weights
 
     params = jax.jit(lambda key: transformer.init_params(config, key))(jax.random.key(0))
-    ids = {"bos": None, "eos": 1, "pad": 0}
+    ids = {"bos": None, "eos": EOS, "pad": 0}
     weights.write_folder(folder, config, params, ids)
 
 
@@ -201,7 +238,7 @@ def our_finetune(folder: Path, rows: Any) -> Step:
     return step
 
 
-def our_preference(folder: Path, texts: Any, labels: Any, prompt: int, *, shared: bool) -> Step:
+def our_preference(folder: Path, texts: Any, prompt: int, *, shared: bool) -> Step:
     """The preference stage's update, on rows of texts or of comparisons."""
     from cai_jax.data import comparisons
     from cai_jax.stages import preference
@@ -211,8 +248,8 @@ def our_preference(folder: Path, texts: Any, labels: Any, prompt: int, *, shared
 
     def step(number: int) -> float:
         pairs = [
-            comparisons.TokenPair("", a.tolist(), b.tolist(), float(p), shared=prompt)
-            for (a, b), p in zip(texts[number], labels[number])
+            comparisons.TokenPair("", a.tolist(), b.tolist(), 1.0, shared=prompt)
+            for a, b in texts[number]
         ]
         if shared:
             batch: Any = comparisons.fill_shared(pairs, len(pairs), 2 * length - prompt)
@@ -259,8 +296,8 @@ def torch_finetune(folder: Path, rows: Any) -> Step:
     return step
 
 
-def torch_preference(folder: Path, texts: Any, labels: Any) -> Step:
-    """Both texts of every pair in one batch, and the log-loss of the soft label."""
+def torch_preference(folder: Path, texts: Any) -> Step:
+    """Both texts of every pair in one batch; the first is the better, since TRL has hard labels."""
     import torch
     import transformers
 
@@ -274,14 +311,77 @@ def torch_preference(folder: Path, texts: Any, labels: Any) -> Step:
     def step(number: int) -> float:
         ids = torch.from_numpy(texts[number])
         scores = model(input_ids=ids.flatten(0, 1), use_cache=False).logits.reshape(-1, 2)
-        return update(
-            torch.nn.functional.binary_cross_entropy_with_logits(
-                scores[:, 0] - scores[:, 1], torch.from_numpy(labels[number])
-            )
-        )
+        return update(-torch.nn.functional.logsigmoid(scores[:, 0] - scores[:, 1]).mean())
+
+    return step
+
+
+def our_ppo(folder: Path, prompts: Any, length: int, *, value_model: str) -> Step:
+    """An iteration of the ppo stage, with TRL's algorithm: one response a prompt, one minibatch."""
+    import jax
+    import numpy as np
+
+    from cai_jax.algorithms.ppo import Controls
+    from cai_jax.core import mesh, optimizer, training
+    from cai_jax.data.prompt_batches import PromptBatch
+    from cai_jax.models import transformer, weights
+    from cai_jax.models.language_model import LanguageModel
+    from cai_jax.stages import ppo
+
+    config = settings(ppo)
+    config.update({"samples_per_prompt": 1, "baseline": "none", "value_model": value_model})
+    config.update({"epochs": EPOCHS, "minibatches": 1, "max_new_tokens": length})
+    config.update({"score_normalization": "none", "missing_eos_penalty": 0.0})
+    model_config, params = weights.read_folder(folder)
+    tokenizer: Any = SimpleNamespace(eos_id=EOS)
+    policy = LanguageModel(model_config, params, tokenizer)
+    scored = LanguageModel(
+        model_config, transformer.add_score_head(params, model_config), tokenizer
+    )
+    device_mesh = mesh.make_mesh(mesh.default_config())
+    made = optimizer.make_optimizer(config, 1)
+    started = jax.tree.map(np.copy, ppo.starting_params(config, policy, scored))
+    state, shardings = training.create_state(started, made, device_mesh)
+    rollout, update = ppo.compiled(config, policy, scored, made, device_mesh, shardings)
+    keys = jax.random.split(jax.random.key(0), prompts.shape[1])
+    bits = np.asarray(jax.random.key_data(keys))
+    controls = Controls(np.float32(0), np.float32(1), np.float32(config.kl_coefficient))
+
+    def step(number: int) -> float:
+        nonlocal state
+        ids = prompts[number].astype(np.int32)
+        visits = np.full(len(ids), number, np.uint32)
+        batch = PromptBatch(ids, np.ones_like(ids), bits, visits)
+        experience = rollout(state.params, policy.params, scored.params, batch)
+        state, metrics = update(state, experience, controls, jax.random.key(number))
+        return float(jax.device_get(metrics)["kl"])
+
+    return step
+
+
+def trl(python: str, task: str, folder: Path, data: Path) -> Step:
+    """TRL in a process of its own, which waits for the others' turns to end."""
+    process = subprocess.Popen(
+        [python, Path(__file__).with_name("train_trl.py"), task, folder, data],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def step(number: int) -> float:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(f"{number}\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{task}: {python} ended without an answer; run it by hand to see why")
+        return float(json.loads(answer)["loss"])
 
     return step
 
 
 if __name__ == "__main__":
+    if KEEPING_MEMORY.keys() - os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEPING_MEMORY})
     main()

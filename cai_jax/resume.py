@@ -1,12 +1,13 @@
 """What of a workdir is finished, and whether a config may go on in it."""
 
 import json
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cai_jax import inputs as outside
-from cai_jax.core import artifact
+from cai_jax.core import artifact, training_checkpoints
 from cai_jax.core.configuration import nearest
 from cai_jax.errors import InputError
 from cai_jax.pipeline import Step, source_of
@@ -36,7 +37,10 @@ class Outside:
         """The fingerprint of what is there."""
         path = self.path(step, role, reference)
         if path not in self._hashes:
-            self._hashes[path] = outside.fingerprint(path)
+            try:
+                self._hashes[path] = outside.fingerprint(path)
+            except FileNotFoundError as error:
+                raise vanished(error) from None
         return self._hashes[path]
 
     def _hint(self, reference: str) -> str:
@@ -61,14 +65,14 @@ def input_hashes(step: Step, workdir: Path, given: Outside) -> dict[str, dict[st
 def difference(step: Step, manifest: Mapping[str, Any], hashes: Mapping[str, Any]) -> str | None:
     """What a finished step was made with that is not so now, in words; None if all is the same.
 
-    The mesh does not count: the same config computes the same on every mesh.
+    The mesh does not count, nor how often is saved: neither changes what a step computes.
     """
     missing = [key for key in ("kind", "config", "inputs", "hash") if key not in manifest]
     if missing:
         return f"its manifest has no {missing[0]!r}"
     old = _flat({"kind": manifest["kind"], **manifest["config"]}) | _referred(manifest["inputs"])
     new = _flat({"kind": step.kind, **step.config}) | _referred(hashes)
-    keys = [key for key in (*new, *old) if not key.startswith("mesh.")]
+    keys = [key for key in (*new, *old) if not key.startswith(("mesh.", "checkpoints."))]
     changed = [key for key in dict.fromkeys(keys) if old.get(key) != new.get(key)]
     if changed:
         key = changed[0]
@@ -152,6 +156,8 @@ def decide(
                 "name it too"
             )
         else:
+            if step.name not in overwritten:
+                _refuse_to_lose(step, workdir / step.name)
             to_run.append(step)
     if reasons:
         name, reason = next(iter(reasons.items()))
@@ -162,6 +168,74 @@ def decide(
             f"or run again with --overwrite={names}"
         )
     return to_run
+
+
+RECORD = "step.json"  # beside the checkpoints of an unfinished step: what it is made with
+
+
+def begin(step: Step, folder: Path, hashes: Mapping[str, Any]) -> None:
+    """Makes the folder of a step that is to run: empty, or as its last good checkpoint found it.
+
+    It goes on only if all is as it was when it began, its inputs too.
+    """
+    record = folder / artifact.UNFINISHED / RECORD
+    made_with = _unfinished(folder)
+    if made_with is not None and difference(step, made_with, hashes) is None:
+        training_checkpoints.rewind(folder)
+    elif folder.exists():
+        shutil.rmtree(folder)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    given = {"kind": step.kind, "config": step.config, "inputs": hashes, "hash": ""}
+    artifact.write_json(record, given)
+
+
+def _unfinished(folder: Path) -> dict[str, Any] | None:
+    """What an unfinished step is made with; None if it is not known."""
+    try:
+        found = json.loads((folder / artifact.UNFINISHED / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _refuse_to_lose(step: Step, folder: Path) -> None:
+    """Refuses to begin anew, for a changed config, what has checkpoints to go on from."""
+    made_with = _unfinished(folder)
+    if made_with is None or not training_checkpoints.any_good(folder):
+        return
+    reason = difference(step, made_with, made_with.get("inputs", {}))
+    if reason:
+        raise InputError(
+            f"{folder}: unfinished, with checkpoints of another config: {reason}; choose another "
+            f"--workdir, or begin it anew with --overwrite={step.name}"
+        )
+
+
+def verify(steps: Sequence[Step], workdir: Path) -> None:
+    """Reads again what the steps to run will read of finished ones.
+
+    Raises:
+        InputError: a file is not what its step wrote: a damaged disk, or an edit.
+    """
+    made_now = {step.name for step in steps}
+    sources = dict.fromkeys(name for step in steps for name in step.sources)
+    for name in sources:
+        manifest = artifact.read_manifest(workdir / name)
+        if name in made_now or manifest is None:
+            continue
+        found = artifact.file_hashes(workdir / name)
+        for file, digest in manifest.get("files", {}).items():
+            if found.get(file) != digest:
+                state = "changed" if file in found else "vanished"
+                raise InputError(
+                    f"{workdir / name / file}: it has {state} since step {name!r} wrote it; make "
+                    f"it again with --overwrite={name} (and the steps that read it)"
+                )
+
+
+def vanished(error: FileNotFoundError) -> InputError:
+    """What to say of an input that was there when the run began."""
+    return InputError(f"{error.filename}: it has vanished since the run began; put it back")
 
 
 def _refuse_strangers(steps: Sequence[Step], workdir: Path) -> None:

@@ -1,10 +1,14 @@
 """Runs the pipeline of a config: `python -m cai_jax.run --config=configs/X.py --workdir=DIR`.
 
-Finished steps whose config and inputs are unchanged are skipped, unfinished ones run from their
-start. --config.KEY=VALUE changes a key of the config, as often as wanted.
+Finished steps whose config and inputs are unchanged are skipped; unfinished ones go on from their
+last good checkpoint, or run from their start. --config.KEY=VALUE changes a key of the config, as
+often as wanted. Exit status: 0 done; 2 bad usage or input, or a workdir that cannot be written;
+1 a training whose numbers are none; 130 Ctrl-C; 143 SIGTERM, after saving. After each the same
+command goes on.
 """
 
 import argparse
+import errno
 import re
 import shutil
 import sys
@@ -16,16 +20,18 @@ from typing import Any, NoReturn
 from ml_collections import ConfigDict
 
 from cai_jax import __version__, checkpoints, inputs, planner, shapes, summary
-from cai_jax.core import artifact, configuration
+from cai_jax.core import artifact, configuration, termination
 from cai_jax.core.lock import locked
 from cai_jax.core.progress import duration
 from cai_jax.data.readers import default_data
 from cai_jax.errors import InputError, exits_on_input_error
 from cai_jax.pipeline import Step, read_steps, select, source_of
-from cai_jax.resume import Outside, decide, input_hashes
+from cai_jax.resume import Outside, begin, decide, input_hashes, vanished, verify
 from cai_jax.stages import LoadStage, load_stage
 
 RECORD = "run.json"  # what was run last in a workdir; marks the folder as one
+# What the system says of a disk that is full, over its quota, read-only, or not the user's.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,8 +109,13 @@ def main(arguments: Sequence[str] | None = None, load_stage: LoadStage = load_st
                 to_run = decide(steps, workdir, selected, overwritten, given)
                 run(steps, workdir, selected, overwritten, to_run, given)
                 summary.write_summary(workdir, steps, config.seed)
-        except PermissionError as error:
-            raise InputError(f"--workdir={workdir}: cannot be written: {error}") from None
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise InputError(
+                f"--workdir={workdir}: cannot be written: {error}; mend it, and the same command "
+                "goes on"
+            ) from None
     else:
         for step in steps:
             if step.name in selected:
@@ -175,28 +186,34 @@ def run(
     """Runs the steps `to_run` in order, with a line on stdout for each of the selected."""
     # Readers lose their manifest before what they read: at every moment a finished step's sources
     # are those it was made from.
+    verify(to_run, workdir)
     for step in reversed(steps):
         if step.name in overwritten:
             (workdir / step.name / artifact.MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(workdir / step.name / artifact.UNFINISHED, ignore_errors=True)
     for step in steps:
         if step in to_run:
             try:
-                run_step(step, workdir, given)
-            except KeyboardInterrupt:
-                print(f"\ninterrupted in {step.name}; the same command goes on", file=sys.stderr)
-                raise SystemExit(130) from None
+                with termination.raising():
+                    run_step(step, workdir, given)
+            except (KeyboardInterrupt, termination.Terminated) as stop:
+                by_user = isinstance(stop, KeyboardInterrupt)
+                what = "interrupted" if by_user else "terminated"
+                print(f"\n{what} in {step.name}; the same command goes on", file=sys.stderr)
+                raise SystemExit(130 if by_user else termination.EXIT_STATUS) from None
             print(line(steps, step, workdir), flush=True)
         elif step.name in selected:
+            # Of a run that was killed just after it had finished the step.
+            shutil.rmtree(workdir / step.name / artifact.UNFINISHED, ignore_errors=True)
             print(finished_line(steps, step, workdir), flush=True)
 
 
 def run_step(step: Step, workdir: Path, given: Outside) -> None:
-    """Runs one step in an empty folder of its own, and finishes it with its manifest."""
+    """Runs one step in a folder of its own, from its last good checkpoint if there is one, and
+    finishes it with its manifest."""
     folder = workdir / step.name
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir()
     hashes = input_hashes(step, workdir, given)
+    begin(step, folder, hashes)
 
     def path(role: str, reference: str) -> Path:
         source = source_of(reference, step.sources)
@@ -208,9 +225,15 @@ def run_step(step: Step, workdir: Path, given: Outside) -> None:
 
     paths = step.map_inputs(path)
     started = time.monotonic()
-    result = with_prefix(
-        f"step {step.name!r}", step.stage.run, ConfigDict(step.config).lock(), paths, folder
-    )
+    try:
+        result = with_prefix(
+            f"step {step.name!r}", step.stage.run, ConfigDict(step.config).lock(), paths, folder
+        )
+    except FileNotFoundError as error:
+        # A file of the step's own that is missing is our fault, not the user's.
+        if error.filename is None or Path(error.filename).is_relative_to(folder):
+            raise
+        raise InputError(f"step {step.name!r}: {vanished(error)}") from None
     seconds = round(time.monotonic() - started, 3)
     counts = {name: getattr(value, "tolist", lambda v=value: v)() for name, value in result.items()}
     files = artifact.file_hashes(folder)
@@ -230,6 +253,7 @@ def run_step(step: Step, workdir: Path, given: Outside) -> None:
             "files": files,
         },
     )
+    shutil.rmtree(folder / artifact.UNFINISHED)
 
 
 def with_prefix(where: str, function: Any, *arguments: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from cai_jax.errors import InputError
 
 MANIFEST = "manifest.json"
+UNFINISHED = "unfinished"  # in a step's folder: what it goes on from; no part of the artifact
 
 
 def is_finished(folder: Path) -> bool:
@@ -55,10 +56,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below `folder` but its manifest, by relative name, sorted."""
-    names = sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    )
-    return {name: _sha256(folder / name) for name in names if name != MANIFEST}
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    names = sorted(name.as_posix() for name in files if name.parts[0] not in (MANIFEST, UNFINISHED))
+    return {name: _sha256(folder / name) for name in names}
 
 
 def combined_hash(hashes: Mapping[str, str]) -> str:

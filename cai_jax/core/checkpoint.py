@@ -1,7 +1,14 @@
 """Checkpoints of trees of arrays: the only place that knows Orbax (its v1 interface)."""
 
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+# How tensorstore says it, by its versions.
+OS_ERROR = re.compile(r"os_error_code='(\d+)'|\[OS error (\d+):")
 
 
 def save(folder: Path, tree: Any) -> None:
@@ -10,8 +17,27 @@ def save(folder: Path, tree: Any) -> None:
     Args:
         folder: must not exist; its parent must.
         tree: any pytree; on several hosts every process calls with the same tree.
+
+    Raises:
+        OSError: it could not be written: a full disk, say.
     """
-    _orbax().save(Path(folder).absolute(), tree)
+    with _os_errors(folder):
+        _orbax().save(Path(folder).absolute(), tree)
+
+
+def save_async(folder: Path, tree: Any) -> Callable[[], None]:
+    """Begins what `save` does, and returns a function that waits for its end.
+
+    When it returns, the arrays are on the host: the caller may donate them.
+    """
+    with _os_errors(folder):
+        response = _orbax().save_async(Path(folder).absolute(), tree)
+
+    def wait() -> None:
+        with _os_errors(folder):
+            response.result()
+
+    return wait
 
 
 def restore(folder: Path, abstract_tree: Any = None) -> Any:
@@ -37,6 +63,19 @@ def restore(folder: Path, abstract_tree: Any = None) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return _orbax().load(Path(folder).absolute(), jax.tree.map(abstract, abstract_tree))
+
+
+@contextlib.contextmanager
+def _os_errors(folder: Path) -> Iterator[None]:
+    """Tensorstore says what the system refused in the text of errors of many types."""
+    try:
+        yield
+    except Exception as error:
+        found = OS_ERROR.search(str(error))
+        if found is None or isinstance(error, OSError):
+            raise
+        number = int(found[1] or found[2])
+        raise OSError(number, os.strerror(number), str(folder)) from None
 
 
 def _orbax() -> Any:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,18 @@ from jax import lax
 from jax.sharding import Mesh
 
 from cai_jax.core import sharding
+
+
+class Checkpoints(Protocol):
+    """What is said of a step's checkpoints where it stops."""
+
+    @property
+    def name(self) -> str:
+        """Of the step."""
+
+    @property
+    def last_good(self) -> str:
+        """A path."""
 
 
 class TrainState(NamedTuple):
@@ -113,31 +125,48 @@ def summed_gradients(
     return lax.scan(add, zeros, cuts)[0]
 
 
-def check_finite(
-    fetched: Sequence[Mapping[str, Any]],
+def start(stream: Any) -> dict[str, Any]:
+    """Where a training over an iterator of `data/pipeline.py` is before its first update."""
+    return {"number": 0, "stream": stream.get_state(), "tokens": 0, "pending": [], "recent": []}
+
+
+def fetched(
+    pending: Sequence[Mapping[str, Any]],
+    records: Sequence[Sequence[str]],
     last: int,
-    loss: str,
-    record_ids: Callable[[int], Sequence[str]],
-    where: str,
-) -> None:
-    """Stops a training whose numbers are no numbers any more.
+    saves: Checkpoints,
+) -> list[dict[str, Any]]:
+    """The metrics of the last updates, on the host; stops a training whose numbers are none.
 
     Args:
-        fetched: metrics of the last updates, on the host, each with "gradient_norm".
+        pending: the metrics of each, on devices.
+        records: the ids of the records of each.
         last: the number of the last of them, from 1.
-        loss: the name of the loss among the metrics.
-        record_ids: of the batch of fetched[i], from i.
-        where: the step and the model that it started from, which is the last good one.
+        saves: those of the step.
 
     Raises:
-        FloatingPointError: naming all that and the first bad update, with up to eight records.
+        FloatingPointError: as `check_finite`, of the first bad one.
     """
-    for i, metrics in enumerate(fetched):
-        if all(math.isfinite(value) for value in metrics.values()):
-            continue
-        ids = record_ids(i)
+    found = jax.device_get(list(pending))
+    for i, (metrics, ids) in enumerate(zip(found, records), start=last - len(found) + 1):
+        check_finite(metrics, f"update {i}", ids, saves)
+    return found
+
+
+def check_finite(
+    metrics: Mapping[str, Any], where: str, records: Sequence[str], saves: Checkpoints
+) -> None:
+    """Stops a training whose numbers are no numbers any more, before anything is made of them.
+
+    Raises:
+        FloatingPointError: naming the step, the update, what is no number, up to eight records of
+            the batch and the last good checkpoint.
+    """
+    bad = [f"{name} is {float(x)}" for name, x in metrics.items() if not math.isfinite(x)]
+    if bad:
+        ids = list(dict.fromkeys(records))
         raise FloatingPointError(
-            f"{where}: update {last - len(fetched) + i + 1}: loss {float(metrics[loss])}, gradient "
-            f"norm {float(metrics['gradient_norm'])}; nothing was saved; lower the learning rate "
-            f"or look at records {', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}"
+            f"{saves.name}: {where}: {', '.join(bad)}; the last good checkpoint is "
+            f"{saves.last_good}, and nothing was written over it; lower learning_rate, or look at "
+            f"records {', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}"
         )

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cai_jax.models.attention_kernels import Sight, attend
+from cai_jax.models import attention_kernels, causal_attention
+from cai_jax.models.attention_kernels import Sight
 from cai_jax.models.config import ModelConfig
-from cai_jax.models.layers import norm_scale, normalize, with_adapter
+from cai_jax.models.layers import norm_scale, normalize, project, with_adapter
 from cai_jax.models.rotary import rotate
 
 MASKED = -1e30  # added to the attention logits of what may not be seen; finite, so no NaN arises
@@ -29,19 +30,19 @@ class Attention(nn.Module):
         c = self.config
         batch, length, _ = x.shape
         # The head dim counts into the fan-in: attention starts smaller by H^0.5 and near uniform.
-        project = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=1)
+        into = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=1)
         # Two residual branches a layer add up: each starts with 1/2L of the variance.
-        project_out = nn.initializers.variance_scaling(
+        out_of = nn.initializers.variance_scaling(
             0.5 / c.layers, "fan_in", "normal", in_axis=(0, 1), out_axis=2
         )
-        query_kernel = self._array("query", project, (c.width, c.heads, c.head_dim))
-        key_kernel = self._array("key", project, (c.width, c.kv_heads, c.head_dim))
-        value_kernel = self._array("value", project, (c.width, c.kv_heads, c.head_dim))
-        out_kernel = self._array("out", project_out, (c.heads, c.head_dim, c.width))
+        query_kernel = self._array("query", into, (c.width, c.heads, c.head_dim))
+        key_kernel = self._array("key", into, (c.width, c.kv_heads, c.head_dim))
+        value_kernel = self._array("value", into, (c.width, c.kv_heads, c.head_dim))
+        out_kernel = self._array("out", out_of, (c.heads, c.head_dim, c.width))
 
-        queries = jnp.einsum("btd,dnh->bnth", x, query_kernel)
-        keys = jnp.einsum("bsd,dkh->bksh", x, key_kernel)
-        values = jnp.einsum("bsd,dkh->bksh", x, value_kernel)
+        queries = jnp.swapaxes(project(x, query_kernel), 1, 2)  # [B, N, T, H]
+        keys = jnp.swapaxes(project(x, key_kernel), 1, 2)  # [B, K, S, H]
+        values = jnp.swapaxes(project(x, value_kernel), 1, 2)
         into_heads = "btd,dr->btr", "btr,rnh->bnth"
         queries = with_adapter(self, "query", x, queries, *into_heads)
         keys = with_adapter(self, "key", x, keys, *into_heads)
@@ -55,37 +56,22 @@ class Attention(nn.Module):
             keys = HeadNorm(c, name="key_norm")(keys)
         if rotation is not None:
             queries, keys = rotate(queries, rotation), rotate(keys, rotation)
-        scale = (c.query_scalar or c.head_dim) ** -0.5
-        attended = None
-        if isinstance(bias, Sight):
-            attended = attend(queries * scale, keys, values, bias, c)
+        queries = queries * (c.query_scalar or c.head_dim) ** -0.5
+        new = keys, values
         keys = jnp.swapaxes(keys, 2, 3)  # [B, K, H, S]
         if state is not None:
-            zero = jnp.zeros((), jnp.int32)
-            all_keys = lax.dynamic_update_slice(
-                state[0], keys[None], (layer, zero, zero, zero, start)
-            )
-            all_values = lax.dynamic_update_slice(
-                state[1], values[None], (layer, zero, zero, start, zero)
-            )
-            keys = lax.dynamic_index_in_dim(all_keys, layer, keepdims=False)
-            values = lax.dynamic_index_in_dim(all_values, layer, keepdims=False)
-            state = (all_keys, all_values)
+            keys, values, state = _cached(keys, values, state, layer, start)
 
-        if attended is None:
-            # The G heads of a group are more rows of one matrix product with their shared keys.
-            queries = queries.reshape(batch, c.kv_heads, c.groups * length, c.head_dim)
-            weights = jnp.einsum(
-                "bkth,bkhs->bkts", queries * scale, keys, preferred_element_type=jnp.float32
-            )
-            if c.attention_soft_cap is not None:
-                weights = c.attention_soft_cap * jnp.tanh(weights / c.attention_soft_cap)
-            weights = weights.reshape(batch, c.kv_heads, c.groups, length, -1) + bias[:, None, None]
-            weights = jax.nn.softmax(weights, axis=-1).astype(c.dtype)
-            weights = weights.reshape(batch, c.kv_heads, c.groups * length, -1)
-            attended = jnp.einsum("bkts,bksh->bkth", weights, values)
-            attended = attended.reshape(batch, c.heads, length, c.head_dim)
-        made = jnp.einsum("bnth,nhd->btd", attended, out_kernel)
+        by_group = queries.reshape(batch, c.kv_heads, c.groups, length, c.head_dim)
+        if isinstance(bias, Sight):
+            attended = attention_kernels.attend(queries, *new, bias, c)
+        elif state is None and c.attention_soft_cap is None:
+            attended = causal_attention.attend(by_group, *new, bias)
+        else:
+            attended = _attend(by_group, keys, values, bias, c.attention_soft_cap)
+        attended = attended.reshape(batch, c.heads, length, c.head_dim)
+        beside = jnp.swapaxes(attended, 1, 2).reshape(batch, length, -1)  # [B, T, N H]
+        made = project(beside, out_kernel.reshape(-1, c.width))
         made = with_adapter(self, "out", attended, made, "bnth,nhr->btr", "btr,rd->btd")
         if c.out_bias:
             made += self._bias("out_bias", (c.width,))
@@ -96,6 +82,31 @@ class Attention(nn.Module):
 
     def _bias(self, name: str, shape: tuple[int, ...]) -> jax.Array:
         return self._array(name, nn.initializers.zeros, shape)
+
+
+def _cached(keys, values, state, layer, start):
+    """Keys [B, K, H, S] and values [B, K, S, H] of the layer with the new ones; the new state."""
+    zero = jnp.zeros((), jnp.int32)
+    all_keys = lax.dynamic_update_slice(state[0], keys[None], (layer, zero, zero, zero, start))
+    all_values = lax.dynamic_update_slice(state[1], values[None], (layer, zero, zero, start, zero))
+    keys = lax.dynamic_index_in_dim(all_keys, layer, keepdims=False)
+    values = lax.dynamic_index_in_dim(all_values, layer, keepdims=False)
+    return keys, values, (all_keys, all_values)
+
+
+def _attend(queries, keys, values, bias, soft_cap):
+    """[B, K, G, T, H] of scaled queries, keys [B, K, H, S], values [B, K, S, H], bias [B, T, S]."""
+    batch, kv_heads, groups, length, head_dim = queries.shape
+    # The G heads of a group are more rows of one matrix product with their shared keys.
+    rows = queries.reshape(batch, kv_heads, groups * length, head_dim)
+    weights = jnp.einsum("bkth,bkhs->bkts", rows, keys, preferred_element_type=jnp.float32)
+    if soft_cap is not None:
+        weights = soft_cap * jnp.tanh(weights / soft_cap)
+    weights = weights.reshape(batch, kv_heads, groups, length, -1) + bias[:, None, None]
+    weights = jax.nn.softmax(weights, axis=-1).astype(values.dtype)
+    weights = weights.reshape(batch, kv_heads, groups * length, -1)
+    attended = jnp.einsum("bkts,bksh->bkth", weights, values)
+    return attended.reshape(queries.shape)
 
 
 class HeadNorm(nn.Module):

@@ -42,6 +42,19 @@ def with_adapter(
     return product + jnp.einsum(out_of, jnp.einsum(into, x, a), b)
 
 
+def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., D] times kernel [D, ...], to [..., ...].
+
+    On a CPU all tokens are made one axis first: then the gradient by the kernel is one product of
+    two matrices, where XLA would write both operands once more, transposed.
+    """
+    if jax.default_backend() != "cpu":
+        return jnp.tensordot(x, kernel, 1)
+    width = x.shape[-1]
+    product = x.reshape(-1, width) @ kernel.reshape(width, -1)
+    return product.reshape(*x.shape[:-1], *kernel.shape[1:])
+
+
 class Embedder(nn.Module):
     """Token embeddings [V, D]."""
 
@@ -151,13 +164,14 @@ class MLP(nn.Module):
         up = self.param("up", into, (c.width, c.hidden), jnp.float32).astype(c.dtype)
         down = self.param("down", out_of, (c.hidden, c.width), jnp.float32).astype(c.dtype)
         into_hidden = "btd,dr->btr", "btr,rf->btf"
-        upwards = with_adapter(self, "up", x, x @ up, *into_hidden)
+        upwards = with_adapter(self, "up", x, project(x, up), *into_hidden)
         if c.gated:
-            gates = with_adapter(self, "gate", x, x @ gate, *into_hidden)
+            gates = with_adapter(self, "gate", x, project(x, gate), *into_hidden)
             inside = act(self._biased(gates, "gate_bias")) * self._biased(upwards, "up_bias")
         else:
             inside = act(self._biased(upwards, "up_bias"))
-        made = with_adapter(self, "down", inside, inside @ down, "btf,fr->btr", "btr,rd->btd")
+        made = project(inside, down)
+        made = with_adapter(self, "down", inside, made, "btf,fr->btr", "btr,rd->btd")
         return self._biased(made, "down_bias")
 
     def _biased(self, x: jax.Array, name: str) -> jax.Array:

@@ -16,8 +16,10 @@ this package has three functions:
         `fields` and `data` (data/readers.py); of the latter, the config's own group holds.
     run(config, inputs, folder) -> {"records": int, "tokens": int, ...}
         does the step. `config` has the parameters, and `seed` and `mesh` besides; `inputs` has the
-        roles with paths for references; `folder` is there, and empty. More small numbers of the
-        result go to the manifest and to summary.json.
+        roles with paths for references; `folder` is there, and empty, or as an interrupted run of
+        the same step left it at its last good checkpoint (core/training_checkpoints.py; for
+        steps that sample, core/blocks.py). More small numbers of the result go to the manifest and
+        to summary.json.
     plan(config, planned) -> {"records": int, "tokens": int, "flops": float, ...}
         what `run` would take, by arithmetic. `planned` has the roles, with a dict for each
         reference: of a step what its own plan returned; of a file {"records", "tokens"}; of a model

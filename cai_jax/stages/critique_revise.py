@@ -8,6 +8,7 @@ helpful samples that SL-CAI learns besides.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import typing
 from collections import Counter
@@ -87,9 +88,10 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     """
     from cai_jax import checkpoints
     from cai_jax.core import artifact, keys, mesh
+    from cai_jax.core.blocks import kept
     from cai_jax.core.progress import Progress
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.data.schema import write_records
+    from cai_jax.data.schema import Chain, read_records, write_records
     from cai_jax.text.markers import has_labels
 
     constitution = check(config, inputs)
@@ -106,8 +108,10 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     with Progress(f"{folder.name} (critique_revise)", total, "texts") as progress:
         key = keys.base_key(config.seed, folder.name)
         job = Job(config, model, constitution, key, device_mesh, progress, counts)
-        for first in range(0, len(fitting), BLOCK):
-            chains += make_chains(job, fitting[first : first + BLOCK])
+        read = functools.partial(read_records, record_type=Chain)
+        for number, first in enumerate(range(0, len(fitting), BLOCK)):
+            make = functools.partial(make_chains, job, fitting[first : first + BLOCK])
+            chains += kept(folder, number, counts, make, write_records, read)
     write_records(folder / "chains.jsonl", chains)
     if constitution is not None:
         artifact.write_json(folder / "constitution.json", dataclasses.asdict(constitution))

@@ -20,6 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cai_jax.core import optimizer as optimizers
+from cai_jax.core import training_checkpoints
 from cai_jax.data import readers
 from cai_jax.errors import InputError
 from cai_jax.models import computing, lora
@@ -55,6 +56,7 @@ def default_config() -> ConfigDict:
     config.on_long = "truncate"
     config.log_every = 10  # updates between two lines of metrics
     config.fields = readers.default_fields()  # what the comparisons' files call their columns
+    config.checkpoints = training_checkpoints.default_config(every=200)
     config.data = readers.default_data()
     return config
 
@@ -146,25 +148,34 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     state, shardings = training.create_state(trained, optimizer, device_mesh)
     update = make_step(model_config, optimizer, config)
     step = training.compiled_update(update, device_mesh, shardings, frozen)
-    tokens = 0
-    pending: list[Any] = []  # metrics still on devices: read together, so that nothing waits
-    recent: list[list[str]] = []
-    where = f"{folder.name}, trained from {inputs['model']}"
     with (
+        training_checkpoints.TrainingCheckpoints(
+            folder, config.checkpoints, inputs["model"]
+        ) as saves,
         MetricsWriter(folder) as writer,
         Progress(f"{folder.name} (dpo)", num_steps, "updates") as progress,
     ):
-        for number, indices in enumerate(stream, start=1):
+        state, at = saves.restored(state, training.start(stream))
+        stream.set_state(at["stream"])
+        tokens = at["tokens"]
+        # Metrics still on devices, read together, so that nothing waits; and the records of each.
+        pending, recent = jax.tree.map(np.float32, at["pending"]), at["recent"]
+        progress.advance(at["number"])
+        for number, indices in enumerate(stream, start=at["number"] + 1):
             group = [pairs[i] for i in indices]
             tokens += sum(len(pair.a) + len(pair.b) for pair in group)
             state, metrics = step(state, frozen, place(group, of_training[indices]))
             pending.append(metrics)
             recent.append([pair.record_id for pair in group])
             if number % config.log_every == 0 or number == num_steps:
-                line = averaged(pending, number, recent, where)
+                line = averaged(training.fetched(pending, recent, number, saves))
                 writer.write(number, **line, tokens=tokens)
                 progress.advance(len(pending), f"loss {line['loss']:.4f}")
                 pending, recent = [], []
+            if saves.due(number):
+                pending = training.fetched(pending, recent, number, saves)
+                at = {"number": number, "stream": stream.get_state(), "tokens": tokens}
+                saves.save(number, state, at | {"pending": pending, "recent": recent})
 
     trained = optimizers.averaged(state.optimizer_state, state.params)
     params = lora.merged(trained, frozen, config.lora)
@@ -246,6 +257,7 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
         raise InputError(f"ema_decay: expected 0 <= ema_decay < 1, found {config.ema_decay}")
     optimizers.check(config)
     computing.check(config)
+    training_checkpoints.check(config.checkpoints)
     lora.check(config.lora)
     check_divides(config, config.mesh.data * config.mesh.fsdp)
 
@@ -340,16 +352,8 @@ def response_logprobs(params: Any, config: ModelConfig, batch: Any) -> jax.Array
     return jnp.sum(jnp.where(response[:, 1:], logprobs, 0), axis=1).reshape(-1, 2)
 
 
-def averaged(
-    pending: list[Any], number: int, recent: Sequence[Sequence[str]], where: str
-) -> dict[str, float]:
-    """Metrics over several updates; stops where one of them is not finite."""
-    import jax
-
-    from cai_jax.core.training import check_finite
-
-    fetched = jax.device_get(pending)
-    check_finite(fetched, number, "loss", lambda i: recent[i], where)
+def averaged(fetched: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Metrics over several updates."""
     total = {name: sum(float(metrics[name]) for metrics in fetched) for name in fetched[0]}
     weight, decided = max(total["weight"], 1e-6), total["decided"] or float("nan")
     return {

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cai_jax.core import optimizer as optimizers
+from cai_jax.core import training_checkpoints
 from cai_jax.data import readers
 from cai_jax.errors import InputError
 from cai_jax.models import computing, lora
@@ -22,7 +23,6 @@ if typing.TYPE_CHECKING:
     import jax
 
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.data.examples import Example
     from cai_jax.models.config import ModelConfig
 
 ADAPTER = "adapter"  # the step's folder for LoRA's factors
@@ -45,6 +45,7 @@ def default_config() -> ConfigDict:
     config.sequence_length = 160  # tokens in a row
     config.on_long = "truncate"  # examples longer than a row: "truncate", "drop" or "refuse"
     config.log_every = 20  # updates between two lines of metrics
+    config.checkpoints = training_checkpoints.default_config(every=200)
     config.data = readers.default_data()
     return config
 
@@ -74,6 +75,7 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
         raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {config.on_long!r}")
     optimizers.check(config)
     computing.check(config)
+    training_checkpoints.check(config.checkpoints)
     lora.check(config.lora)
     if config.initialize and config.lora.rank:
         raise InputError("lora.rank: expected 0 with initialize: there is no model to adapt")
@@ -139,27 +141,37 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     batch_sharding = sharding.batch_sharding(device_mesh)
     update = make_step(computing.computed(model.config, config), optimizer, config)
     step = training.compiled_update(update, device_mesh, shardings, frozen)
-    records = tokens = 0
-    pending: list[Any] = []  # metrics still on devices: read together, so that nothing waits
-    seen: list[list[list[int]]] = []  # the rows of each
-    loss = float("nan")
-    where = f"{folder.name}, trained from {inputs['model']}"
     with (
+        training_checkpoints.TrainingCheckpoints(
+            folder, config.checkpoints, inputs["model"]
+        ) as saves,
         MetricsWriter(folder) as writer,
         Progress(f"{folder.name} (finetune)", num_steps, "updates") as progress,
     ):
-        for number, (indices, batch) in enumerate(stream, start=1):
-            records += sum(len(row) for row in indices)
+        state, at = saves.restored(state, training.start(stream) | {"records": 0, "loss": 0.0})
+        stream.set_state(at["stream"])
+        records, tokens, loss = at["records"], at["tokens"], at["loss"]
+        # Metrics still on devices, read together, so that nothing waits; and the records of each.
+        pending, recent = jax.tree.map(np.float32, at["pending"]), at["recent"]
+        progress.advance(at["number"])
+        for number, (indices, batch) in enumerate(stream, start=at["number"] + 1):
+            ids = [examples[index].record_id for row in indices for index in row]
+            records += len(ids)
             tokens += int(np.count_nonzero(batch.segments))
             state, metrics = step(state, frozen, jax.device_put(batch, batch_sharding))
             pending.append(metrics)
-            seen.append(indices)
+            recent.append(ids)
             if number % config.log_every == 0 or number == num_steps:
-                totals = summed(pending, number, seen, examples, where)
+                totals = summed(training.fetched(pending, recent, number, saves))
                 loss = totals["loss"]
                 writer.write(number, **totals, tokens=tokens)
                 progress.advance(len(pending), f"loss {loss:.4f}")
-                pending, seen = [], []
+                pending, recent = [], []
+            if saves.due(number):
+                pending = training.fetched(pending, recent, number, saves)
+                at = {"number": number, "stream": stream.get_state(), "records": records}
+                at |= {"tokens": tokens, "loss": loss, "pending": pending, "recent": recent}
+                saves.save(number, state, at)
     trained = optimizers.averaged(state.optimizer_state, state.params)
     params = lora.merged(trained, frozen, config.lora)
     checkpoints.save_model(folder, LanguageModel(model.config, params, model.tokenizer))
@@ -287,23 +299,8 @@ def read(path: Path, bad: BadRecords | None = None) -> list[Any]:
     return records
 
 
-def summed(
-    pending: list[Any],
-    number: int,
-    seen: list[list[list[int]]],
-    examples: list[Example],
-    where: str,
-) -> dict[str, float]:
-    """Metrics over several updates; stops where one of them is not finite."""
-    import jax
-
-    from cai_jax.core.training import check_finite
-
-    def record_ids(i: int) -> list[str]:
-        return [examples[index].record_id for row in seen[i] for index in row]
-
-    fetched = jax.device_get(pending)
-    check_finite(fetched, number, "loss_sum", record_ids, where)
+def summed(fetched: list[dict[str, Any]]) -> dict[str, float]:
+    """Metrics over several updates."""
     weight = sum(float(metrics["weight"]) for metrics in fetched)
     return {
         "loss": sum(float(metrics["loss_sum"]) for metrics in fetched) / max(weight, 1e-6),

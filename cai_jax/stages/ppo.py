@@ -18,6 +18,7 @@ Axes: B responses, P prompt positions (padded on the left), R response positions
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import typing
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from ml_collections import ConfigDict
 
 from cai_jax.algorithms import ppo_options
 from cai_jax.core import optimizer as optimizers
+from cai_jax.core import training_checkpoints
 from cai_jax.data import readers
 from cai_jax.data.prompt_batches import ON_LONG
 from cai_jax.errors import InputError
@@ -65,6 +67,7 @@ def default_config() -> ConfigDict:
     config.record_every = 10  # iterations between two that are kept in rollouts.jsonl
     config.sample_texts = 2  # responses of every iteration that are kept in samples.jsonl
     config.snapshot_every = 0  # iterations between two models in snapshots/; 0: none
+    config.checkpoints = training_checkpoints.default_config(every=50)
     config.fields = readers.default_fields()  # what the prompts' files call their columns
     config.data = readers.default_data()
     return config
@@ -122,18 +125,27 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     rollout, update = compiled(config, reference, preference, optimizer, device_mesh, shardings)
     judge = load_judge(inputs.get("judge"), config, reference, fitted, device_mesh)
     responses = config.prompts_per_iteration * config.samples_per_prompt
-    kept, history, first_said = folder / "rollouts.jsonl", [], None
+    kept, first_said = folder / "rollouts.jsonl", None
     moments, offset, scale, kl_coef = Moments(), np.float32(0), 1.0, config.kl_coefficient
     if config.score_normalization == "stored":
         found = score_statistics.read(checkpoints.model_folder(inputs["preference_model"]))
         offset, scale = np.float32(found.mean), found.std
-    last_good = f"{inputs['model']}, where it began"
+    begin = {"number": 0, "history": [], "kl_coef": kl_coef, "moments": moments}
+    begin |= {"offset": offset, "scale": scale}
     with (
+        training_checkpoints.TrainingCheckpoints(
+            folder, config.checkpoints, inputs["model"]
+        ) as saves,
         MetricsWriter(folder) as writer,
         Progress(f"{folder.name} (ppo)", config.iterations, "iterations") as progress,
     ):
+        state, at = saves.restored(state, begin)
+        history, moments, kl_coef = at["history"], Moments(*at["moments"]), at["kl_coef"]
+        offset, scale = np.float32(at["offset"]), at["scale"]
         draws = draw_prompts(fitted, config, sample_key)
-        for iteration, (drawn, batch) in zip(range(1, config.iterations + 1), draws):
+        draws = itertools.islice(enumerate(draws, start=1), at["number"], config.iterations)
+        progress.advance(at["number"])
+        for iteration, (drawn, batch) in draws:
             batch = jax.device_put(batch, sharding.batch_sharding(device_mesh))
             experience = rollout(state.params, reference.params, preference.params, batch)
             if config.score_normalization == "running":
@@ -148,7 +160,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
                 state, experience, controls, jax.random.fold_in(update_key, iteration)
             )
             metrics = jax.device_get(metrics)
-            check_finite(metrics, f"{folder.name}: iteration {iteration}", drawn, last_good)
+            training.check_finite(metrics, f"iteration {iteration}", [p.id for p in drawn], saves)
             records = rollouts.to_rollouts(
                 jax.device_get(experience), iteration, drawn, reference.tokenizer
             )
@@ -184,7 +196,11 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
                     reference.config, state.params["policy"], reference.tokenizer
                 )
                 checkpoints.save_model(folder, policy, checkpoints.snapshot_name(iteration))
-                last_good = str(folder / checkpoints.snapshot_name(iteration))
+                saves.model = folder / checkpoints.snapshot_name(iteration)
+            if saves.due(iteration):
+                at = {"number": iteration, "history": history, "kl_coef": kl_coef}
+                at |= {"moments": moments, "offset": offset, "scale": scale}
+                saves.save(iteration, state, at)
             progress.advance(1, "score {score:.3f}, KL {kl:.3f}".format(**history[-1]))
     policy = LanguageModel(reference.config, state.params["policy"], reference.tokenizer)
     checkpoints.save_model(folder, policy)
@@ -237,6 +253,7 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
     ppo_options.check(config)
     optimizers.check(config)
     computing.check(config)
+    training_checkpoints.check(config.checkpoints)
     check_divides(config, config.mesh.data * config.mesh.fsdp)
 
 
@@ -251,22 +268,6 @@ def check_divides(config: ConfigDict, parts: int) -> None:
             f"prompts_per_iteration x samples_per_prompt: expected a multiple of {pieces} "
             f"(minibatches x data x fsdp devices), found {responses}"
         )
-
-
-def check_finite(metrics: dict[str, Any], where: str, prompts: Any, last_good: str) -> None:
-    """Stops the run where a number is none, before anything is made of it.
-
-    Raises:
-        FloatingPointError: with the iteration, its records, and the last model that was good.
-    """
-    for name, value in metrics.items():
-        if not np.isfinite(value):
-            ids = list(dict.fromkeys(prompt.id for prompt in prompts))
-            raise FloatingPointError(
-                f"{where}: {name} is {float(value)}; the last good model is {last_good}; lower "
-                f"learning_rate, or look at records {', '.join(ids[:8])}"
-                f"{' ...' if len(ids) > 8 else ''}"
-            )
 
 
 def read_prompts(

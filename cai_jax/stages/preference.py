@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cai_jax.core import optimizer as optimizers
+from cai_jax.core import training_checkpoints
 from cai_jax.data import readers
 from cai_jax.errors import InputError
 from cai_jax.models import computing, lora
@@ -57,6 +58,7 @@ def default_config() -> ConfigDict:
     config.on_long = "truncate"
     config.log_every = 10  # updates between two lines of metrics
     config.fields = readers.default_fields()  # what the comparisons' files call their columns
+    config.checkpoints = training_checkpoints.default_config(every=200)
     config.data = readers.default_data()
     return config
 
@@ -135,24 +137,33 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     def place(pairs: Sequence[TokenPair]) -> PairBatch | SharedBatch:
         return jax.device_put(fill(pairs, config.pairs, length), batch_sharding)
 
-    tokens = 0
-    pending: list[Any] = []  # metrics still on devices: read together, so that nothing waits
-    recent: list[list[TokenPair]] = []
-    where = f"{folder.name}, trained from {inputs['model']}"
     with (
+        training_checkpoints.TrainingCheckpoints(
+            folder, config.checkpoints, inputs["model"]
+        ) as saves,
         MetricsWriter(folder) as writer,
         Progress(f"{folder.name} (preference)", num_steps, "updates") as progress,
     ):
-        for number, batch in enumerate(stream, start=1):
+        state, at = saves.restored(state, training.start(stream))
+        stream.set_state(at["stream"])
+        tokens = at["tokens"]
+        # Metrics still on devices, read together, so that nothing waits; and the records of each.
+        pending, recent = jax.tree.map(np.float32, at["pending"]), at["recent"]
+        progress.advance(at["number"])
+        for number, batch in enumerate(stream, start=at["number"] + 1):
             tokens += sum(len(pair.a) + len(pair.b) for pair in batch)
             state, metrics = step(state, frozen, place(batch))
             pending.append(metrics)
-            recent.append(batch)
+            recent.append([pair.record_id for pair in batch])
             if number % config.log_every == 0 or number == num_steps:
-                totals = summed(pending, number, recent, where)
+                totals = summed(training.fetched(pending, recent, number, saves))
                 writer.write(number, **totals, tokens=tokens)
                 progress.advance(len(pending), f"loss {totals['loss']:.4f}")
                 pending, recent = [], []
+            if saves.due(number):
+                pending = training.fetched(pending, recent, number, saves)
+                at = {"number": number, "stream": stream.get_state(), "tokens": tokens}
+                saves.save(number, state, at | {"pending": pending, "recent": recent})
 
     trained = optimizers.averaged(state.optimizer_state, state.params)
     params = lora.merged(trained, frozen, config.lora)
@@ -263,6 +274,7 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
         raise InputError(f"centring: expected 0 or more, found {config.centring}")
     optimizers.check(config)
     computing.check(config)
+    training_checkpoints.check(config.checkpoints)
     lora.check(config.lora)
     check_divides(config, config.mesh.data * config.mesh.fsdp)
 
@@ -356,16 +368,8 @@ def loss_and_sums(
     return total, sums, jnp.stack([score_a, score_b])
 
 
-def summed(
-    pending: list[Any], number: int, recent: Sequence[Sequence[TokenPair]], where: str
-) -> dict[str, Any]:
-    """Metrics over several updates; stops where one of them is not finite."""
-    import jax
-
-    from cai_jax.core.training import check_finite
-
-    fetched = jax.device_get(pending)
-    check_finite(fetched, number, "loss", lambda i: [pair.record_id for pair in recent[i]], where)
+def summed(fetched: list[dict[str, Any]]) -> dict[str, Any]:
+    """Metrics over several updates."""
     found = means(fetched)
     return {
         "loss": found["log_loss"],

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,17 +117,17 @@ def test_gradients_summed_over_parts_are_those_of_the_batch(parts):
     )
 
 
-def test_the_first_update_that_is_no_number_is_named_with_its_records_and_where_it_started():
-    def ids(i):
-        return [f"r{i}-{n}" for n in range(9 + i)]
-
-    good = {"loss": np.float32(0.5), "gradient_norm": np.float32(2)}
-    training.check_finite([good, good], 7, "loss", ids, "pm")
-    bad = good | {"gradient_norm": np.float32(np.inf)}
+def test_the_first_update_that_is_no_number_is_named_with_its_records_and_the_last_good_one():
+    saves = SimpleNamespace(name="pm", last_good="work/pm/unfinished/00000004")
+    ids = [[f"r{i}-{n // 2}" for n in range(18 + i)] for i in range(3)]
+    good = {"loss": jnp.float32(0.5), "gradient_norm": jnp.float32(2)}
+    assert training.fetched([good, good], ids, 7, saves) == [good, good]
+    bad = good | {"gradient_norm": jnp.float32(jnp.inf)}
     with pytest.raises(FloatingPointError) as error:
-        training.check_finite([good, bad, bad], 7, "loss", ids, "pm, trained from sl_cai")
+        training.fetched([good, bad, bad], ids, 7, saves)
     named = ", ".join(f"r1-{n}" for n in range(8))
     assert str(error.value) == (
-        "pm, trained from sl_cai: update 6: loss 0.5, gradient norm inf; nothing was saved; lower "
-        f"the learning rate or look at records {named} ..."
+        "pm: update 6: gradient_norm is inf; the last good checkpoint is "
+        "work/pm/unfinished/00000004, and nothing was written over it; lower learning_rate, or "
+        f"look at records {named} ..."
     )

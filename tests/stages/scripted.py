@@ -142,5 +142,5 @@ def run_stage(stage, folder, inputs, **changes):
     config = stage.default_config()
     config.update({"seed": 0, "mesh": {"data": 1, "fsdp": 1, "tensor": 1}})
     config.update(changes)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return stage.run(config, inputs, folder)

@@ -232,7 +232,8 @@ def test_a_loss_that_is_no_number_stops_with_the_records_of_its_batch(model, tmp
     with pytest.raises(FloatingPointError) as error:
         train(tmp_path / "sl_cai", work, tmp_path / "demonstrations.jsonl", log_every=8)
     update, named = re.search(
-        rf"^sl_cai, trained from {work}: update (\d): loss nan, .* records (.*)$", str(error.value)
+        rf"^sl_cai: update (\d): .*loss_sum is nan; .* is {work}, .* records (.*)$",
+        str(error.value),
     ).groups()
     named = named.split(", ")
     assert "bad" in named
@@ -240,21 +241,12 @@ def test_a_loss_that_is_no_number_stops_with_the_records_of_its_batch(model, tmp
     assert not (tmp_path / "sl_cai" / "model").exists()
 
 
-def test_sums_over_updates_are_weighted_and_the_first_bad_update_is_named():
+def test_sums_over_updates_are_weighted():
     def metrics(total, weight, norm):
         return {"loss_sum": np.float32(total), "weight": np.float32(weight), "gradient_norm": norm}
 
     good = [metrics(6, 2, 1.0), metrics(1, 8, 3.0)]
-    assert finetune.summed(good, 2, [], [], "") == {"loss": 0.7, "gradient_norm": 2.0}
-    examples = [SimpleNamespace(record_id=f"r{i}") for i in range(12)]
-    seen = [[[0, 1], [2]], [[3]], [[4, 5]]]
-    with pytest.raises(FloatingPointError, match=r"update 9: loss inf, .* at records r3$"):
-        finetune.summed(
-            [good[0], metrics(np.inf, 1, 1.0), metrics(np.nan, 1, 1.0)], 10, seen, examples, ""
-        )
-    many = [[list(range(12))]]
-    with pytest.raises(FloatingPointError, match=r"norm nan; .* r0, .*, r7 \.\.\.$"):
-        finetune.summed([metrics(1, 1, np.nan)], 1, many, examples, "")
+    assert finetune.summed(good) == {"loss": 0.7, "gradient_norm": 2.0}
 
 
 CHAINS = [

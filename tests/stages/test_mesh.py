@@ -4,86 +4,16 @@ against one."""
 import jax
 import numpy as np
 import pytest
-from world_models import WORDS, human, one_device, write_model
+from training_steps import MESHES, SETTINGS, run, write_inputs
 
 from cai_jax import checkpoints
 from cai_jax.core.metrics import read_metrics
-from cai_jax.data.schema import (
-    Comparison,
-    Demonstration,
-    Prompt,
-    Rollout,
-    read_records,
-    write_records,
-)
-from cai_jax.stages import dpo, finetune, ppo, preference
-
-# Each pair of axes with one of the stages: all of them with all would take minutes to compile.
-MESHES = {
-    "finetune": {"data": 2, "fsdp": 2, "tensor": 1},
-    "preference": {"data": 2, "fsdp": 1, "tensor": 2},
-    "dpo": {"data": 2, "fsdp": 1, "tensor": 2},
-    "ppo": {"data": 1, "fsdp": 2, "tensor": 2},
-}
-SETTINGS = {
-    "finetune": (finetune, {"rows": 4, "sequence_length": 32, "log_every": 1}),
-    "preference": (preference, {"pairs": 4, "log_every": 1}),
-    "dpo": (dpo, {"pairs": 4, "log_every": 1}),
-    "ppo": (
-        ppo,
-        {
-            "prompts_per_iteration": 4,
-            "max_new_tokens": 5,
-            "iterations": 2,
-            "learning_rate": 1e-3,
-            "record_every": 1,
-        },
-    ),
-}
+from cai_jax.data.schema import Rollout, read_records
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    dialogues = [human(f"tell me about the {word}") for word in WORDS]
-    write_records(
-        folder / "demonstrations.jsonl",
-        [Demonstration(str(i), dialogue, "the bike. " * i) for i, dialogue in enumerate(dialogues)],
-    )
-    write_records(
-        folder / "comparisons.jsonl",
-        [
-            Comparison(str(i), dialogue, "the bike. " * i, "the boss", i / 10, "human")
-            for i, dialogue in enumerate(dialogues)
-        ],
-    )
-    write_records(
-        folder / "prompts.jsonl",
-        [Prompt(str(i), dialogue) for i, dialogue in enumerate(dialogues)],
-    )
-    model = write_model(folder / "model")
-    return {
-        "finetune": {"model": model, "data": [folder / "demonstrations.jsonl"]},
-        "preference": {
-            "model": model,
-            "comparisons": [folder / "comparisons.jsonl"],
-            "held_out": [folder / "comparisons.jsonl"],
-        },
-        "dpo": {"model": model, "comparisons": [folder / "comparisons.jsonl"]},
-        "ppo": {
-            "model": model,
-            "preference_model": write_model(folder / "pm", seed=1, preference_model=True),
-            "prompts": [folder / "prompts.jsonl"],
-        },
-    }
-
-
-def run(kind, inputs, folder, **changes):
-    stage, setting = SETTINGS[kind]
-    folder.mkdir(parents=True)
-    counts = stage.run(one_device(stage.default_config(), **{**setting, **changes}), inputs, folder)
-    (folder / "manifest.json").write_text("{}")
-    return counts
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 # What stands beside the parameters is split and put together too: other states, other trees.
