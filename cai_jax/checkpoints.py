@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cai_jax import hosts
 from cai_jax.errors import InputError
 
 if typing.TYPE_CHECKING:
@@ -169,7 +170,7 @@ def in_format(model: LanguageModel, name: str) -> LanguageModel:
 
 
 def save_model(step_folder: Path, model: LanguageModel, name: str = MODEL) -> None:
-    """Saves a model as `step_folder`/`name`; the step is finished only with its manifest.
+    """Saves a model as `step_folder`/`name`, all hosts together; only a manifest finishes a step.
 
     A model whose params have a `score_head` is a preference model, and loses its unembedding. A
     policy that carries a value head must be saved without it.
@@ -178,13 +179,15 @@ def save_model(step_folder: Path, model: LanguageModel, name: str = MODEL) -> No
     from cai_jax.models import weights
 
     folder = Path(step_folder) / name
-    folder.mkdir(parents=True)
     params = dict(model.params)
     preference_model = "score_head" in params
     if preference_model:
         params.pop("unembedder", None)
-    model.tokenizer.save(folder)
-    weights.write_config(folder, model.config, preference_model, special_tokens(model.tokenizer))
+    if hosts.is_first():
+        folder.mkdir(parents=True)
+        model.tokenizer.save(folder)
+        special = special_tokens(model.tokenizer)
+        weights.write_config(folder, model.config, preference_model, special)
     checkpoint.save(folder / PARAMS, params)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cai_jax import checkpoints
-from cai_jax.core import mesh
+from cai_jax.core import mesh, monitoring
 from cai_jax.core.configuration import assign, nearest, plain
 from cai_jax.data.bad_records import BadRecords
 from cai_jax.data.readers import default_data
@@ -74,7 +74,11 @@ def read_steps(config: ConfigDict, load_stage: LoadStage) -> list[Step]:
     device_mesh = config.mesh if "mesh" in config else mesh.default_config()
     shared = {"seed": config.seed, "mesh": plain(device_mesh)}
     if "data" in config:
-        shared["data"] = _read_data(config.data)
+        shared["data"] = _read_group(config, "data", default_data())
+        BadRecords(shared["data"]["on_bad_record"])
+    if "monitoring" in config:
+        shared["monitoring"] = _read_group(config, "monitoring", monitoring.default_config())
+        monitoring.check(shared["monitoring"])
     names = list(config.steps)
     steps = [_read_step(name, config.steps[name], names, shared, load_stage) for name in names]
     ordered: list[Step] = []
@@ -89,15 +93,14 @@ def read_steps(config: ConfigDict, load_stage: LoadStage) -> list[Step]:
     return ordered
 
 
-def _read_data(given: Any) -> dict[str, Any]:
-    """The config's own `data` group: what it names, and the rest as `readers` has it."""
+def _read_group(config: ConfigDict, name: str, group: ConfigDict) -> dict[str, Any]:
+    """A group that holds for all steps: what the config names of it, and the rest by default."""
+    given = config[name]
     if not isinstance(given, ConfigDict):
-        raise InputError(f"config.data: expected a group of keys, found {given!r}")
-    data = default_data()
+        raise InputError(f"config.{name}: expected a group of keys, found {given!r}")
     for key in given:
-        assign(data, key, given[key], f"config.data: {key}")
-    BadRecords(data.on_bad_record)
-    return plain(data)
+        assign(group, key, given[key], f"config.{name}: {key}")
+    return plain(group)
 
 
 def _read_step(
@@ -120,8 +123,8 @@ def _read_step(
         if key not in config:
             raise InputError(f"{where}: parameter {key!r} is missing; make it with stages.step")
     parameters = {key: plain(config[key], f"{where}.{key}") for key in known}
-    # How files are read is said once for all steps, but is no matter of those that read none.
-    shared = {key: value for key, value in shared.items() if key != "data" or key in known}
+    # Said once for all steps, and no matter of those that read no files or train nothing.
+    shared = {k: v for k, v in shared.items() if k in known or k not in ("data", "monitoring")}
     inputs = plain(config.inputs, f"{where}.inputs")
     step = Step(name, config.kind, parameters | shared, inputs, (), stage)
     for label, _, reference in step.references():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,16 @@ def input_hashes(step: Step, workdir: Path, given: Outside) -> dict[str, dict[st
 def difference(step: Step, manifest: Mapping[str, Any], hashes: Mapping[str, Any]) -> str | None:
     """What a finished step was made with that is not so now, in words; None if all is the same.
 
-    The mesh does not count, nor how often is saved: neither changes what a step computes.
+    The mesh does not count, nor how often is saved, nor who watches: none changes the result.
     """
     missing = [key for key in ("kind", "config", "inputs", "hash") if key not in manifest]
     if missing:
         return f"its manifest has no {missing[0]!r}"
     old = _flat({"kind": manifest["kind"], **manifest["config"]}) | _referred(manifest["inputs"])
     new = _flat({"kind": step.kind, **step.config}) | _referred(hashes)
-    keys = [key for key in (*new, *old) if not key.startswith(("mesh.", "checkpoints."))]
+    keys = [
+        key for key in (*new, *old) if not key.startswith(("mesh.", "checkpoints.", "monitoring."))
+    ]
     changed = [key for key in dict.fromkeys(keys) if old.get(key) != new.get(key)]
     if changed:
         key = changed[0]
@@ -180,9 +183,12 @@ def begin(step: Step, folder: Path, hashes: Mapping[str, Any]) -> None:
     """
     record = folder / artifact.UNFINISHED / RECORD
     made_with = _unfinished(folder)
-    if made_with is not None and difference(step, made_with, hashes) is None:
+    reason = difference(step, made_with, hashes) if made_with else "it is not known what made it"
+    if reason is None:
         training_checkpoints.rewind(folder)
     elif folder.exists():
+        if training_checkpoints.any_good(folder):
+            print(f"{step.name}: begins anew: {reason}", file=sys.stderr)
         shutil.rmtree(folder)
     record.parent.mkdir(parents=True, exist_ok=True)
     given = {"kind": step.kind, "config": step.config, "inputs": hashes, "hash": ""}
@@ -203,7 +209,13 @@ def _refuse_to_lose(step: Step, folder: Path) -> None:
     made_with = _unfinished(folder)
     if made_with is None or not training_checkpoints.any_good(folder):
         return
-    reason = difference(step, made_with, made_with.get("inputs", {}))
+    old = made_with.get("inputs", {})
+    # What an input holds is looked at when the step begins: its source may run before.
+    inputs = {
+        label: {"reference": reference, "hash": old.get(label, {}).get("hash")}
+        for label, _, reference in step.references()
+    }
+    reason = difference(step, made_with, inputs)
     if reason:
         raise InputError(
             f"{folder}: unfinished, with checkpoints of another config: {reason}; choose another "

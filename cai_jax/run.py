@@ -3,24 +3,26 @@
 Finished steps whose config and inputs are unchanged are skipped; unfinished ones go on from their
 last good checkpoint, or run from their start. --config.KEY=VALUE changes a key of the config, as
 often as wanted. Exit status: 0 done; 2 bad usage or input, or a workdir that cannot be written;
-1 a training whose numbers are none; 130 Ctrl-C; 143 SIGTERM, after saving. After each the same
-command goes on.
+1 a training whose numbers are none, or another host gone; 130 Ctrl-C; 143 SIGTERM, after saving.
+After each the same command goes on. On several hosts, run the same command on each.
 """
 
 import argparse
+import contextlib
 import errno
+import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from cai_jax import __version__, checkpoints, inputs, planner, shapes, summary
-from cai_jax.core import artifact, configuration, termination
+from cai_jax import __version__, checkpoints, hosts, inputs, planner, shapes, summary
+from cai_jax.core import artifact, configuration, goodput, monitoring, termination
 from cai_jax.core.lock import locked
 from cai_jax.core.progress import duration
 from cai_jax.data.readers import default_data
@@ -57,10 +59,26 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     parser.add_argument(
         "--dry_run", action="store_true", help="print what each step takes, and run nothing"
     )
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of the first of several hosts, the same on all; 'auto' asks the cluster (TPU VMs); "
+        "Slurm, GKE and JAX_COORDINATOR_ADDRESS need no flag",
+    )
+    parser.add_argument("--num_hosts", type=int, metavar="N", help="how many there are")
+    parser.add_argument("--host", type=int, metavar="I", help="which this is, from 0")
+    parser.add_argument(
+        "--heartbeat_timeout",
+        type=int,
+        default=hosts.HEARTBEAT_SECONDS,
+        metavar="SECONDS",
+        help="a host that is silent so long is gone, and the others stop",
+    )
     options, rest = parser.parse_known_args(arguments)
     for flag in rest:
         if not re.match(r"--config\.", flag):
             known = ["--config", "--workdir", "--steps", "--overwrite", "--dry_run"]
+            known += ["--coordinator", "--num_hosts", "--host", "--heartbeat_timeout"]
             name = flag.split("=")[0]
             raise InputError(f"unknown flag {name}; {configuration.nearest(name, known)}")
     return options, [flag.removeprefix("--config.") for flag in rest]
@@ -78,12 +96,30 @@ def main(arguments: Sequence[str] | None = None, load_stage: LoadStage = load_st
         arguments: the command line; None takes the process's own.
         load_stage: finds the module of a kind of step.
     """
+    started = time.monotonic()
     options, overrides = parse(arguments)
+    others = hosts.asked(options.coordinator, options.num_hosts, options.host, os.environ)
+    # A plan needs no other hosts, and no devices.
+    with hosts.together(None if options.dry_run else others, options.heartbeat_timeout):
+        run_config(options, overrides, load_stage, started)
+
+
+def run_config(
+    options: argparse.Namespace, overrides: list[str], load_stage: LoadStage, started: float
+) -> None:
+    """What `main` does, once this host is one of how many there are.
+
+    Args:
+        options, overrides: as `parse` gives them.
+        load_stage: finds the module of a kind of step.
+        started: when the process was, by `time.monotonic`.
+    """
     workdir: Path = options.workdir
     config = configuration.load_config(options.config)
-    if "data" not in config:
-        with config.unlocked():
-            config.data = default_data()
+    with config.unlocked():
+        for name, group in (("data", default_data()), ("monitoring", monitoring.default_config())):
+            if name not in config:
+                config[name] = group
     configuration.override(config, overrides)
     steps = read_steps(config, load_stage)
     selected = select(steps, options.steps or [step.name for step in steps], "--steps")
@@ -102,12 +138,13 @@ def main(arguments: Sequence[str] | None = None, load_stage: LoadStage = load_st
     if to_run or overwritten or not (workdir / summary.SUMMARY).is_file():
         record = {"config": options.config, "overrides": overrides, "package_version": __version__}
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            with locked(workdir):
-                artifact.write_json(workdir / RECORD, record)
+            hosts.wait("every host has looked at the workdir")
+            with held(workdir, record, steps, started) as update_clock:
                 # Once more: another run may have ended since.
                 to_run = decide(steps, workdir, selected, overwritten, given)
+                hosts.wait("every host has decided")
                 run(steps, workdir, selected, overwritten, to_run, given)
+                update_clock()
                 summary.write_summary(workdir, steps, config.seed)
         except OSError as error:
             if error.errno not in UNWRITABLE:
@@ -119,9 +156,52 @@ def main(arguments: Sequence[str] | None = None, load_stage: LoadStage = load_st
     else:
         for step in steps:
             if step.name in selected:
-                print(finished_line(steps, step, workdir))
+                say(finished_line(steps, step, workdir))
     for text in summary.closing(workdir, steps):
-        print(f"\n{text}")
+        say(f"\n{text}")
+    hosts.wait("the run is done")
+
+
+def say(text: str) -> None:
+    """Prints, on the first host alone."""
+    if hosts.is_first():
+        print(text, flush=True)
+
+
+@contextlib.contextmanager
+def held(
+    workdir: Path, record: dict[str, Any], steps: Sequence[Step], started: float
+) -> Iterator[Callable[[], None]]:
+    """The workdir, held for this run alone, and its time counted: by the first host, for all.
+
+    Args:
+        workdir: made if needed.
+        record: of the run, for RECORD.
+        steps: of the config.
+        started: when the process was, by `time.monotonic`.
+
+    Yields:
+        A function that brings the record of the time up to date.
+
+    Raises:
+        InputError: another run holds it; or the hosts do not see the same one.
+    """
+    if not hosts.is_first():
+        hosts.wait("the workdir is held")
+        if artifact.read_json(workdir / RECORD) != record:
+            raise InputError(
+                f"--workdir={workdir}: this host does not see what the first one wrote there; "
+                "choose a folder that all hosts share"
+            )
+        yield lambda: None
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    manifests = [artifact.read_manifest(workdir / step.name) for step in steps]
+    productive = goodput.productive_seconds([m for m in manifests if m])
+    with locked(workdir), goodput.clocked(workdir, started, productive) as update_clock:
+        artifact.write_json(workdir / RECORD, record)
+        hosts.wait("the workdir is held")
+        yield update_clock
 
 
 def check(
@@ -187,8 +267,9 @@ def run(
     # Readers lose their manifest before what they read: at every moment a finished step's sources
     # are those it was made from.
     verify(to_run, workdir)
+    hosts.wait("every host has verified what is there")
     for step in reversed(steps):
-        if step.name in overwritten:
+        if step.name in overwritten and hosts.is_first():
             (workdir / step.name / artifact.MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(workdir / step.name / artifact.UNFINISHED, ignore_errors=True)
     for step in steps:
@@ -201,11 +282,12 @@ def run(
                 what = "interrupted" if by_user else "terminated"
                 print(f"\n{what} in {step.name}; the same command goes on", file=sys.stderr)
                 raise SystemExit(130 if by_user else termination.EXIT_STATUS) from None
-            print(line(steps, step, workdir), flush=True)
+            say(line(steps, step, workdir))
         elif step.name in selected:
             # Of a run that was killed just after it had finished the step.
-            shutil.rmtree(workdir / step.name / artifact.UNFINISHED, ignore_errors=True)
-            print(finished_line(steps, step, workdir), flush=True)
+            if hosts.is_first():
+                shutil.rmtree(workdir / step.name / artifact.UNFINISHED, ignore_errors=True)
+            say(finished_line(steps, step, workdir))
 
 
 def run_step(step: Step, workdir: Path, given: Outside) -> None:
@@ -213,7 +295,10 @@ def run_step(step: Step, workdir: Path, given: Outside) -> None:
     finishes it with its manifest."""
     folder = workdir / step.name
     hashes = input_hashes(step, workdir, given)
-    begin(step, folder, hashes)
+    hosts.wait(f"{step.name} is to begin")
+    if hosts.is_first():
+        begin(step, folder, hashes)
+    hosts.wait(f"{step.name} begins")
 
     def path(role: str, reference: str) -> Path:
         source = source_of(reference, step.sources)
@@ -236,10 +321,10 @@ def run_step(step: Step, workdir: Path, given: Outside) -> None:
         raise InputError(f"step {step.name!r}: {vanished(error)}") from None
     seconds = round(time.monotonic() - started, 3)
     counts = {name: getattr(value, "tolist", lambda v=value: v)() for name, value in result.items()}
-    files = artifact.file_hashes(folder)
-    artifact.write_manifest(
-        folder,
-        {
+    hosts.wait(f"{step.name} is written")
+    if hosts.is_first():
+        files = artifact.file_hashes(folder)
+        manifest = {
             "kind": step.kind,
             "config": step.config,
             "seed": step.config["seed"],
@@ -251,9 +336,10 @@ def run_step(step: Step, workdir: Path, given: Outside) -> None:
             "counts": counts,
             "hash": artifact.combined_hash(files),
             "files": files,
-        },
-    )
-    shutil.rmtree(folder / artifact.UNFINISHED)
+        }
+        artifact.write_manifest(folder, manifest)
+        shutil.rmtree(folder / artifact.UNFINISHED)
+    hosts.wait(f"{step.name} is finished")
 
 
 def with_prefix(where: str, function: Any, *arguments: Any) -> Any:

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai_jax.core import artifact
-from cai_jax.data import schema
+from cai_jax.core import artifact, goodput
+from cai_jax.data import rows, schema
 from cai_jax.page import sweeps
 from cai_jax.pipeline import Step
 from cai_jax.text.dialogue import render
@@ -28,7 +28,8 @@ def write_summary(workdir: Path, steps: Sequence[Step], seed: int) -> None:
     """Writes summary.json from the manifests and evaluations of the finished steps.
 
     {"seed", "package_version", "steps": {step: {"kind", "seconds", "records", "tokens", ...}},
-     "evaluation": {model: measures}, "measures": {step: what else it measured}}
+     "evaluation": {model: measures}, "measures": {step: what else it measured},
+     "goodput": {"runs", "wall_seconds", "productive_seconds", "goodput"}}
     A model that several steps evaluate is named "<step>/<model>" from the second on.
     """
     from cai_jax import __version__
@@ -53,6 +54,7 @@ def write_summary(workdir: Path, steps: Sequence[Step], seed: int) -> None:
             },
             "evaluation": evaluation,
             "measures": measures,
+            "goodput": goodput.measure(workdir, list(manifests.values())),
         },
     )
 
@@ -126,7 +128,7 @@ def _number(value: float | None, column: str) -> str:
 
 def _telling_chain(path: Path) -> schema.Chain | None:
     """The first chain that its revisions change; if none of the first does, the first."""
-    if not path.is_file():
+    if not rows.exists(path):
         return None
     first = None
     for number, (where, value) in enumerate(schema.json_lines(path)):

@@ -24,6 +24,8 @@ LOWER = {
     "page": set(),
     "sandbox": {"text"},
 }
+# What everybody may know: the error of a user's mistake, and which host this is.
+FOR_ALL = ("cai_jax.errors", "cai_jax.hosts")
 # Jobs that do not stand at the top: the world's is run as `python -m cai_jax.sandbox.build`.
 JOBS_ELSEWHERE = {"cai_jax.sandbox.build"}
 SLOW_TO_IMPORT = {
@@ -93,7 +95,7 @@ def misplaced(graph: dict[str, set[str]]) -> list[str]:
     """Imports that go up, or sideways where that is not allowed."""
     wrong = []
     for name, targets in graph.items():
-        for target in targets - {"cai_jax", "cai_jax.errors"}:
+        for target in targets - {"cai_jax", *FOR_ALL}:
             here, there = layer(name), layer(target)
             if name in JOBS_ELSEWHERE or not here:
                 # checkpoints.py serves the stages: it may not know them, nor the commands.

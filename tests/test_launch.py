@@ -1,6 +1,8 @@
 """launch/: the commands that scripts would give, and flags that the compilers know."""
 
 import importlib.util
+import json
+import math
 import os
 import re
 import shutil
@@ -12,7 +14,7 @@ import pytest
 import yaml
 
 from cai_jax import planner
-from cai_jax.core import configuration
+from cai_jax.core import configuration, topology
 from cai_jax.pipeline import read_steps
 from cai_jax.resume import Outside
 from cai_jax.stages import load_stage
@@ -91,6 +93,19 @@ def test_slurm_runs_one_and_a_sweep():
     assert line == f"srun --kill-on-bad-exit=1 launch/start.sh gpu {QUOTED}-3 --config.seed=3"
     options = re.findall(r"^#SBATCH --(\S+)$", (LAUNCH / "slurm.sbatch").read_text(), re.MULTILINE)
     assert {"nodes=1", "requeue"} <= set(options)
+
+
+def test_a_sweep_is_a_job_for_each_number():
+    jobs = ("launch/xpk.sh", "cluster", "run-{}", "v6e-8", "image", "--config.seed={}")
+    lines = dry("sweep.sh", "9-11", *jobs, "--workdir=a b/{}")
+    alone = [
+        dry("xpk.sh", *(word.replace("{}", str(i)) for word in (*jobs[1:], "--workdir=a b/{}")))
+        for i in (9, 10, 11)
+    ]
+    assert lines == [line for [line] in alone]
+    for wrong in (("9", *jobs), ("0-1", *jobs[:2], "n", "v6e-8", "image", "--config=a")):
+        done = bash(LAUNCH / "sweep.sh", "--dry-run", *wrong)
+        assert done.returncode == 2 and "expected a range like 0-4" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "queued.sh", "xpk.sh"])
@@ -203,3 +218,21 @@ def test_the_image_has_what_the_scripts_need():
     assert all((ROOT / part).exists() for part in copied)
     assert {"cai_jax", "configs", "constitutions", "launch", "pyproject.toml"} <= set(copied)
     assert lines[-1] == 'ENTRYPOINT ["launch/start.sh"]' and os.access(LAUNCH / "start.sh", os.X_OK)
+
+
+def test_the_table_is_what_the_compiler_said():
+    spec = importlib.util.spec_from_file_location("compiled", LAUNCH / "compiled.py")
+    compiled = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compiled)
+    results = json.loads(compiled.RESULTS.read_text())
+    assert results and set(results) <= set(compiled.CASES)
+    text = (LAUNCH / "README.md").read_text()
+    between = text.partition(compiled.MARKS[0])[2].partition(compiled.MARKS[1])[0]
+    assert between.strip() == compiled.table(results).strip()
+    for case in compiled.CASES.values():
+        config = configuration.load_config(str(ROOT / case.config))
+        configuration.override(config, [f"{key}={value}" for key, value in case.changes.items()])
+        generation, sizes = topology.parse(case.topology)
+        cores = 2 if generation == "v5p" else 1
+        assert case.chips == f"{generation}-{cores * math.prod(sizes)}"
+        assert math.prod(config.mesh.values()) == math.prod(sizes) and case.step in config.steps

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import fakes
 import pytest
 
 from cai_jax import run as runner
 from cai_jax.core import artifact
+from cai_jax.resume import difference
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -90,6 +92,10 @@ def test_runs_steps_after_their_sources_and_writes_manifests_and_summary(config_
     summary = json.loads(Path("work/summary.json").read_text())
     assert summary["steps"]["last"]["records"] == 16 and summary["steps"]["last"]["seconds"] >= 0
     assert summary["evaluation"] == {}
+    took = sum(step["seconds"] for step in summary["steps"].values())
+    kept = summary["goodput"]
+    assert kept["runs"] == 1 and kept["productive_seconds"] == pytest.approx(took, abs=0.002)
+    assert kept["goodput"] == pytest.approx(took / kept["wall_seconds"], abs=1e-4)
 
 
 def test_a_finished_workdir_is_left_as_it_is(config_file, capsys):
@@ -114,6 +120,21 @@ def test_a_changed_config_is_refused_with_the_difference(config_file, capsys):
     message = refused(capsys, "--config.suffix=?", "--config.steps.first.num_rounds=1")
     assert "num_rounds was 4, now 1 (and 1 more)" in message
     assert tree("work") == before
+
+
+def test_who_watches_and_the_mesh_do_not_make_another_step():
+    step = SimpleNamespace(
+        kind="finetune", config={"rows": 2, "monitoring": {"writers": ["wandb"]}}
+    )
+    made = {
+        "kind": "finetune",
+        "inputs": {},
+        "hash": "",
+        "config": {"rows": 2, "mesh": {"data": 2}},
+    }
+    assert difference(step, made, {}) is None
+    made["config"] |= {"rows": 3}
+    assert difference(step, made, {}) == "rows was 3, now 2"
 
 
 def test_a_changed_input_is_refused(config_file, capsys):

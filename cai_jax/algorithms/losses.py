@@ -68,10 +68,9 @@ def token_logprobs(
     """
     chunks = _chunks(positions, hidden, unembed, targets)
 
-    @jax.checkpoint
     def of_chunk(chunk):
         hidden, targets = chunk
-        return -_token_losses(hidden, unembed, targets, soft_cap, temperature)[1]
+        return _logprobs(hidden, unembed, targets, soft_cap, temperature)
 
     return _join(lax.map(of_chunk, chunks), -1).reshape(targets.shape)
 
@@ -221,19 +220,11 @@ def _loss_forward(hidden, unembed, targets, weights, soft_cap, positions):
         total, unembed_gradient = carry
         hidden, targets, weights = chunk
         logits, losses, normalizer = _token_losses(hidden, unembed, targets, soft_cap)
-        hits = _hits(targets, logits.shape[-1])
-        slopes = (jnp.exp(logits - normalizer[..., None]) - hits) * weights[..., None]
-        if soft_cap is not None:
-            slopes *= 1 - (logits / soft_cap) ** 2
-        slopes = slopes.astype(hidden.dtype)
-        hidden_gradient = jnp.einsum("...v,dv->...d", slopes, unembed.astype(hidden.dtype))
-        unembed_gradient += jnp.einsum(
-            "td,tv->dv",
-            hidden.reshape(-1, hidden.shape[-1]),
-            slopes.reshape(-1, slopes.shape[-1]),
-            preferred_element_type=jnp.float32,
+        of_hidden, of_unembed = _gradients(
+            hidden, unembed, targets, weights, logits, normalizer, soft_cap
         )
-        return (total + jnp.sum(losses * weights), unembed_gradient), (hidden_gradient, losses)
+        total += jnp.sum(losses * weights)
+        return (total, unembed_gradient + of_unembed), (of_hidden, losses)
 
     start = (jnp.float32(0), jnp.zeros(unembed.shape, jnp.float32))
     chunks = _chunks(positions, hidden, unembed, targets, weights)
@@ -256,8 +247,57 @@ def _loss_backward(soft_cap, positions, residuals, gradient):
 _weighted_loss.defvjp(_loss_forward, _loss_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _logprobs(hidden, unembed, targets, soft_cap, temperature):
+    return -_token_losses(hidden, unembed, targets, soft_cap, temperature)[1]
+
+
+def _logprobs_forward(hidden, unembed, targets, soft_cap, temperature):
+    _, losses, normalizer = _token_losses(hidden, unembed, targets, soft_cap, temperature)
+    return -losses, (hidden, unembed, targets, normalizer)
+
+
+def _logprobs_backward(soft_cap, temperature, residuals, gradient):
+    hidden, unembed, targets, normalizer = residuals
+    logits = _logits(hidden, unembed, soft_cap, temperature)
+    of_hidden, of_unembed = _gradients(
+        hidden, unembed, targets, -gradient, logits, normalizer, soft_cap, temperature
+    )
+    return of_hidden, of_unembed.astype(unembed.dtype), None
+
+
+_logprobs.defvjp(_logprobs_forward, _logprobs_backward)
+
+
+def _gradients(hidden, unembed, targets, weights, logits, normalizer, soft_cap, temperature=1.0):
+    """By `hidden` and `unembed` (float32) of the sum of weights x losses, given the logits."""
+    hits = _hits(targets, logits.shape[-1])
+    slopes = (jnp.exp(logits - normalizer[..., None]) - hits) * weights[..., None]
+    if temperature != 1:
+        slopes = slopes / temperature
+    if soft_cap is not None:
+        slopes *= 1 - (logits * temperature / soft_cap) ** 2
+    slopes = slopes.astype(hidden.dtype)
+    of_hidden = jnp.einsum("...v,dv->...d", slopes, unembed.astype(hidden.dtype))
+    of_unembed = jnp.einsum(
+        "td,tv->dv",
+        hidden.reshape(-1, hidden.shape[-1]),
+        slopes.reshape(-1, slopes.shape[-1]),
+        preferred_element_type=jnp.float32,
+    )
+    return of_hidden, of_unembed
+
+
 def _token_losses(hidden, unembed, targets, soft_cap, temperature=1.0):
     """Logits [..., T, V], losses [..., T] and log-normalizers [..., T], float32."""
+    logits = _logits(hidden, unembed, soft_cap, temperature)
+    normalizer = jax.nn.logsumexp(logits, axis=-1)
+    # A sum over the vocabulary, not a gather, so that a split vocabulary stays split.
+    chosen = jnp.sum(jnp.where(_hits(targets, logits.shape[-1]), logits, 0.0), axis=-1)
+    return logits, normalizer - chosen, normalizer
+
+
+def _logits(hidden, unembed, soft_cap, temperature):
     logits = jnp.einsum(
         "...d,dv->...v",
         hidden,
@@ -266,12 +306,7 @@ def _token_losses(hidden, unembed, targets, soft_cap, temperature=1.0):
     )
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
-    if temperature != 1:
-        logits = logits / temperature
-    normalizer = jax.nn.logsumexp(logits, axis=-1)
-    # A sum over the vocabulary, not a gather, so that a split vocabulary stays split.
-    chosen = jnp.sum(jnp.where(_hits(targets, logits.shape[-1]), logits, 0.0), axis=-1)
-    return logits, normalizer - chosen, normalizer
+    return logits if temperature == 1 else logits / temperature
 
 
 def _hits(targets, vocab_size):

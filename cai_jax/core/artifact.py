@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cai_jax import hosts
 from cai_jax.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -43,8 +44,18 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     write_json(folder / MANIFEST, manifest)
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote; None if it is not there."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON by an atomic rename, on disk before the new name is."""
+    """Writes JSON by an atomic rename, on disk before the new name is; the first host alone."""
+    if not hosts.is_first():
+        return
     partial = path.with_name(path.name + ".partial")
     with open(partial, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)

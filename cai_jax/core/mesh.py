@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cai_jax import hosts
 from cai_jax.errors import InputError
 
 if typing.TYPE_CHECKING:
@@ -37,12 +38,18 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
             of a topology that is described only (`core/topology.py`).
 
     Raises:
-        InputError: the axes are no positive sizes, or ask for more devices than there are.
+        InputError: the axes are no positive sizes, or ask for more devices than there are; or, on
+            several hosts, for less.
     """
     import jax
 
+    sizes = mesh_shape(config, len(jax.devices() if devices is None else devices))
+    if devices is None and math.prod(sizes) < len(jax.devices()) and hosts.count() > 1:
+        raise InputError(
+            f"mesh: expected all {len(jax.devices())} devices of the {hosts.count()} hosts, found "
+            f"{math.prod(sizes)}; give one axis the rest: --config.mesh.fsdp=-1"
+        )
     devices = jax.devices() if devices is None else devices
-    sizes = mesh_shape(config, len(devices))
     return jax.sharding.Mesh(
         _arranged(sizes, devices[: math.prod(sizes)]),
         AXES,
@@ -61,7 +68,7 @@ def _arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> Any:
 
     slices = 1
     if devices[0].platform == "tpu":  # hosts of GPUs have numbers too, and a network to split over
-        slices = len({device.slice_index for device in devices})
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
     if sizes[0] % slices:
         raise InputError(
             f"mesh data={sizes[0]}: expected a multiple of {slices}, the number of slices that the "

@@ -4,6 +4,8 @@ import sys
 import time
 from typing import Self, TextIO
 
+from cai_jax import hosts
+
 
 class Progress:
     """One line, rewritten in place; silent unless the stream is a terminal.
@@ -19,7 +21,7 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.done = 0
         self._stream = stream if stream is not None else sys.stderr
-        self._shown = self._stream.isatty()
+        self._shown = self._stream.isatty() and hosts.is_first()
         self._started = time.monotonic()
         self._drawn = 0.0
 

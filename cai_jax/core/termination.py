@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from cai_jax import hosts
+
 EXIT_STATUS = 128 + signal.SIGTERM  # as a shell has it of a process that SIGTERM ended
 
 
@@ -41,8 +43,8 @@ def deferred() -> Iterator[Callable[[], bool]]:
 @contextlib.contextmanager
 def _handler(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     # Python lets the main thread alone set handlers; elsewhere (a notebook's, a test's thread)
-    # signals are not ours.
-    if threading.current_thread() is not threading.main_thread():
+    # signals are not ours. On several hosts SIGTERM is JAX's, which tells all of them.
+    if hosts.count() > 1 or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, handler)

@@ -116,7 +116,10 @@ class TrainingCheckpoints:
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        self._asked = self._open.enter_context(deferred())
+        import jax
+
+        if jax.process_count() == 1:  # else JAX listens, and tells the hosts at which update
+            self._asked = self._open.enter_context(deferred())
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -199,7 +202,8 @@ class TrainingCheckpoints:
         path.mkdir(parents=True, exist_ok=True)
         # A text, since JSON proper has no NaN, and a measure that is not there yet may be one.
         content: dict[str, Any] = {"number": number, "position": json.dumps(position)}
-        content["files"] = _sizes(self._folder)
+        # The first host writes this, and the files of the step, which may change under the others.
+        content["files"] = _sizes(self._folder) if jax.process_index() == 0 else {}
         wait = checkpoint.save_async(path / STATE, state)
         self._writing = threading.Thread(target=self._finish, args=(path, content, wait))
         self._writing.start()

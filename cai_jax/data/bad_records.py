@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from cai_jax import hosts
 from cai_jax.errors import InputError
 
 ON_BAD_RECORD = ("refuse", "skip")
@@ -41,7 +42,7 @@ class BadRecords:
         would have been refused."""
         if not self._skip:
             return {}
-        if self.found:
+        if self.found and hosts.is_first():
             partial = Path(folder) / f"{LIST}.partial"
             with open(partial, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(bad, ensure_ascii=False) + "\n" for bad in self.found)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cai_jax import hosts
 from cai_jax.data.schema import Pair, json_lines
 from cai_jax.errors import InputError
 
@@ -46,6 +47,8 @@ class Votes:
 
 def write_blind(folder: Path, pairs: Sequence[Pair], question: str) -> None:
     """Writes blind.csv and blind.jsonl, the same rows, for judges who are asked `question`."""
+    if not hosts.is_first():
+        return
     rows = [blind_row(pair, question) for pair in sorted(pairs, key=lambda pair: pair.id)]
     partial = folder / "blind.csv.partial"
     # The mark at the beginning tells a spreadsheet that this is UTF-8.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cai_jax import hosts
 from cai_jax.data.schema import Prompt, Rollout, json_lines, parse
 from cai_jax.data.tokenization import TextTokenizer
 
@@ -60,7 +61,12 @@ def first_texts(kept: Path, records: Sequence[Rollout]) -> tuple[list[str], list
 
 
 def append(path: Path, records: Iterable[Rollout]) -> None:
-    """Writes records to the end of a JSON Lines file, to be read while training goes on."""
+    """Writes records to the end of a JSON Lines file, to be read while training goes on.
+
+    The first host does.
+    """
+    if not hosts.is_first():
+        return
     with open(path, "a", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n")

@@ -5,15 +5,19 @@ be raised or listed (`data/bad_records.py`); what ends a file early, or leaves n
 the next row begins, always raises.
 
 - Text is UTF-8; a byte-order mark is passed over, and lines may end in CRLF.
+- A file of our own may lie in shards, one of each host that wrote it: chains-00000-of-00002.jsonl.
+  It is read under its name, chains.jsonl, and lines are counted through.
 - Blank lines hold no row and are passed over.
 - A JSON file may also be one array of objects: the public red-team file is, whatever its name.
 - A CSV file begins with its column names. Quoted cells may hold line breaks; the line of a row is
   that where it begins.
 """
 
+import contextlib
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -51,6 +55,35 @@ def read_rows(path: Path) -> Iterator[Row]:
         yield from _json_rows(path)
 
 
+def shard(path: Path, index: int, count: int) -> Path:
+    """Where host `index` of `count` writes its part of the file `path`."""
+    return path.with_name(f"{path.stem}-{index:05d}-of-{count:05d}{path.suffix}")
+
+
+def shards(path: Path) -> list[Path]:
+    """The files that hold the lines of `path`, in order: itself, or its shards, or none.
+
+    Raises:
+        InputError: some of the shards are missing, or there are those of two writings.
+    """
+    if path.is_file():
+        return [path]
+    name = re.compile(re.escape(path.stem) + r"-\d{5}-of-(\d{5})" + re.escape(path.suffix))
+    there = path.parent.iterdir() if path.parent.is_dir() else ()
+    found = sorted(file for file in there if name.fullmatch(file.name))
+    expected = [shard(path, i, len(found)) for i in range(len(found))]
+    if found != expected:
+        raise InputError(
+            f"{path}: expected all shards of one writing, found {', '.join(f.name for f in found)}"
+        )
+    return found
+
+
+def exists(path: Path) -> bool:
+    """Whether there are lines to read under `path`."""
+    return bool(shards(path))
+
+
 def text_lines(path: Path, kind: str) -> Iterator[tuple[int, str | InputError]]:
     """(number from 1, line with its end) of a text file, unpacked if it is named .gz.
 
@@ -62,12 +95,14 @@ def text_lines(path: Path, kind: str) -> Iterator[tuple[int, str | InputError]]:
         InputError: no such file, or one whose bytes cannot be read to the end.
     """
     path = Path(path)
-    if not path.is_file():
+    files = shards(path)
+    if not files:
         raise InputError(f"{path}: expected a {kind} file, found none; check the path")
-    opener = gzip.open if path.suffix == ".gz" else open
+    opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
+        with contextlib.ExitStack() as opened:
+            lines = (line for file in files for line in opened.enter_context(opener(file, "rb")))
+            for number, line in enumerate(lines, start=1):
                 if number == 1:
                     line = line.removeprefix(BYTE_ORDER_MARK)
                     if line.startswith(GZIP_MAGIC):

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cai_jax import hosts
+from cai_jax.data import rows
 from cai_jax.data.bad_records import BadRecords
 from cai_jax.data.rows import json_value, listed, read_rows, text_lines
 from cai_jax.errors import InputError
@@ -229,7 +231,20 @@ Record = TypeVar("Record")
 
 
 def write_records(path: Path, records: Iterable[Any]) -> int:
-    """Writes records as JSON Lines, whole or not at all, and returns how many."""
+    """Writes records as JSON Lines, whole or not at all, and returns how many.
+
+    Several hosts each call with all records, and each writes its own share as a shard
+    (`data/rows.py`): the shards one behind the other are the file that one host writes.
+    """
+    if hosts.count() > 1:
+        records = list(records)
+        count, part = len(records), records[hosts.share(len(records))]
+        _write(rows.shard(path, hosts.index(), hosts.count()), part)
+        return count
+    return _write(path, records)
+
+
+def _write(path: Path, records: Iterable[Any]) -> int:
     partial = path.with_name(path.name + ".partial")
     count = 0
     with open(partial, "w", encoding="utf-8") as file:

@@ -16,6 +16,7 @@ from cai_jax.generation.distribution import Filter, mode_of, uniforms
 from cai_jax.generation.sampler import NO_TOKEN, decode_jit, rows_sharding, start_jit
 from cai_jax.generation.settings import Completion, SamplingSettings, Stats
 from cai_jax.generation.stopping import find_stop, stop_tokens
+from cai_jax.models import placing
 
 if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -109,7 +110,7 @@ def _sample_batch(
     done = np.arange(rows) >= count
     key_bits = np.concatenate([key_bits, np.repeat(key_bits[-1:], rows - count, axis=0)])
 
-    place = functools.partial(jax.device_put, device=rows_sharding(mesh))
+    place = functools.partial(placing.place, sharding=rows_sharding(mesh))
     stops, stops_are_tokens = stop_tokens(settings.stop, tokenizer)
     # An id that no token has keeps the array's shape when there is nothing to stop at.
     stop_ids = jnp.asarray([tokenizer.eos_id if tokenizer.eos_id is not None else NO_TOKEN, *stops])
@@ -131,14 +132,14 @@ def _sample_batch(
         )
         if limit == budget or bool(jnp.all(state.done)):
             break
-        done = np.array(state.done)
+        done = np.array(placing.fetch(state.done))
         for row, ids in enumerate(_generated(state.tokens)):
             if not done[row]:
                 done[row] = find_stop(ids, settings.stop, tokenizer.decode) is not None
         state = state._replace(done=place(done))
 
     generated = _generated(state.tokens)[:count]
-    logprobs, tempered = np.asarray(state.logprobs), np.asarray(state.tempered)
+    logprobs, tempered = placing.fetch((state.logprobs, state.tempered))
     completions = [
         _completion(ids, logprobs[row], tempered[row], settings.stop, tokenizer)
         for row, ids in enumerate(generated)
@@ -158,7 +159,7 @@ def _uniforms(key_bits: jax.Array, count: int) -> jax.Array:
 
 def _generated(tokens: jax.Array) -> list[list[int]]:
     """The tokens of each row, without what follows its end."""
-    return [[token for token in row if token != NO_TOKEN] for row in np.asarray(tokens).tolist()]
+    return [[token for token in row if token != NO_TOKEN] for row in placing.fetch(tokens).tolist()]
 
 
 def _completion(

@@ -14,7 +14,7 @@ import numpy as np
 from cai_jax.errors import InputError
 from cai_jax.generation import batching
 from cai_jax.generation.sampler import rows_sharding
-from cai_jax.models import transformer
+from cai_jax.models import placing, transformer
 
 if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -54,11 +54,11 @@ def preference_scores(
         batching.check_room(len(text), 0, model.config.max_positions, f"text {number}", "tokens")
     rows = batching.row_count(len(texts), batch_size, mesh)
     found = np.zeros(len(texts), np.float32)
-    place = functools.partial(jax.device_put, device=rows_sharding(mesh))
+    place = functools.partial(placing.place, sharding=rows_sharding(mesh))
     for batch in batching.batches([len(text) for text in texts], rows):
         tokens, mask = batching.pad_left([texts[index] for index in batch], rows)
         scores = _scores_jit(model.params, model.config, place(tokens), place(mask))
-        found[batch] = np.asarray(scores)[: len(batch)]
+        found[batch] = placing.fetch(scores)[: len(batch)]
     return found
 
 

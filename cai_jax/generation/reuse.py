@@ -23,7 +23,7 @@ import numpy as np
 from cai_jax.generation import batching
 from cai_jax.generation.prefixes import NO_NODE, Trie
 from cai_jax.generation.sampler import rows_sharding, split_cache
-from cai_jax.models import transformer
+from cai_jax.models import placing, transformer
 from cai_jax.models.cache import Cache, init_cache
 
 if typing.TYPE_CHECKING:
@@ -66,7 +66,7 @@ def walk(
     for number, parent in enumerate(trie.parents):
         texts_below[parent].append(number)
     at_depth = Counter(node.depth for node in trie.nodes)
-    place = functools.partial(jax.device_put, device=rows_sharding(mesh))
+    place = functools.partial(placing.place, sharding=rows_sharding(mesh))
 
     def visit(cache: Cache | None, above: Sequence[int], depth: int) -> Iterator[Batch]:
         row_of = {node: row for row, node in enumerate(above)}

@@ -23,7 +23,7 @@ from cai_jax.generation import batching, reuse
 from cai_jax.generation.prefixes import Trie, build_trie
 from cai_jax.generation.sampler import rows_sharding
 from cai_jax.generation.settings import Stats
-from cai_jax.models import transformer
+from cai_jax.models import placing, transformer
 
 if typing.TYPE_CHECKING:
     from collections.abc import Iterator
@@ -213,7 +213,7 @@ def _read_all(
         mesh: splits the rows of a batch.
         stats: `slots` is set here.
     """
-    place = functools.partial(jax.device_put, device=rows_sharding(mesh))
+    place = functools.partial(placing.place, sharding=rows_sharding(mesh))
     texts = [[*head, *tail] for head, tail in zip(heads, tails)]
     rows = batching.row_count(len(texts), batch_size, mesh)
     stats.slots = max(stats.slots, rows)
@@ -229,7 +229,7 @@ def _read_all(
         aligned, _ = batching.right_aligned(wanted, rows, width)
         arrays = (place(array) for array in (batch.source, tokens, mask, aligned))
         read = _read(model.params, model.config, batch.cache, *arrays, where)
-        yield batch.texts, np.asarray(read)[: len(rest)]
+        yield batch.texts, placing.fetch(read)[: len(rest)]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "where"))

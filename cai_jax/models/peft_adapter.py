@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from cai_jax.models import families, lora
+from cai_jax import hosts
+from cai_jax.models import families, lora, placing
 from cai_jax.models.config import ModelConfig
 
 CONFIG = "adapter_config.json"
@@ -32,12 +33,15 @@ def write(
     Args:
         folder: to make.
         model: the shape of the model.
-        trained: as `lora.split` gives it, readable by this process in full.
+        trained: as `lora.split` gives it; every host calls, and the first writes.
         config: the stage's `lora` group.
         base: the model that the factors belong to, for whoever loads them.
     """
     from safetensors.numpy import save_file
 
+    trained = placing.fetch(trained)
+    if not hosts.is_first():
+        return
     preference_model = "score_head" in trained
     arrays: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}  # of each module, by its name in a layer

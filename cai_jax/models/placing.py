@@ -17,6 +17,40 @@ ROWS = ("data", "fsdp")  # the mesh axes that split a batch
 Index = tuple[slice, ...]
 
 
+def place(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
+    """A tree of arrays of this host on devices; every host gives the same, and feeds its part.
+
+    Args:
+        tree: NumPy arrays, or small ones of JAX.
+        sharding: of every array; None puts all on the default device.
+    """
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def placed(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
+
+    return jax.tree.map(placed, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """A tree of arrays on devices as NumPy arrays, whole on every host: all must call."""
+
+    def whole(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return x
+        assert isinstance(x.sharding, jax.sharding.NamedSharding)
+        return _gather(jax.sharding.NamedSharding(x.sharding.mesh, P()))(x)
+
+    return jax.device_get(jax.tree.map(whole, tree))
+
+
+@functools.cache
+def _gather(everywhere: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x, out_shardings=everywhere)
+
+
 def split_rows(x: jax.Array) -> jax.Array:
     """`x` [B, ...] with its rows split over the devices, in a program that is told its mesh.
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cai_jax import hosts
 from cai_jax.errors import InputError
 
 FILE = "score_statistics.json"
@@ -39,7 +40,8 @@ def write(model_folder: Path, scores: np.ndarray, sources: Sequence[str]) -> Sco
     # Scores that are all the same have no unit: 1 keeps them as they are.
     found = ScoreStatistics(float(values.mean()), float(values.std()) or 1.0)
     content = {**found._asdict(), "texts": values.size, "sources": list(sources)}
-    (model_folder / FILE).write_text(json.dumps(content, indent=2) + "\n")
+    if hosts.is_first():
+        (model_folder / FILE).write_text(json.dumps(content, indent=2) + "\n")
     return found
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cai_jax import hosts
 from cai_jax.errors import InputError
 
 if typing.TYPE_CHECKING:
@@ -71,7 +72,8 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
         "differences": differences(config, values, baseline),
     }
     artifact.write_json(folder / "contrast.json", found)
-    (folder / "contrast.svg").write_text(sweeps.drawing(found), encoding="utf-8")
+    if hosts.is_first():
+        (folder / "contrast.svg").write_text(sweeps.drawing(found), encoding="utf-8")
     return {"records": len(answers), "tokens": 0, "models": len(values)}
 
 

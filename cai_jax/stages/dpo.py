@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from cai_jax.core import monitoring, training_checkpoints
 from cai_jax.core import optimizer as optimizers
-from cai_jax.core import training_checkpoints
 from cai_jax.data import readers
 from cai_jax.errors import InputError
 from cai_jax.models import computing, lora
@@ -58,6 +58,7 @@ def default_config() -> ConfigDict:
     config.fields = readers.default_fields()  # what the comparisons' files call their columns
     config.checkpoints = training_checkpoints.default_config(every=200)
     config.data = readers.default_data()
+    config.monitoring = monitoring.default_config()
     return config
 
 
@@ -88,7 +89,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core.progress import Progress
     from cai_jax.data import comparison_sources, comparisons, pipeline
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.models import peft_adapter
+    from cai_jax.models import peft_adapter, placing
     from cai_jax.models.language_model import LanguageModel
     from cai_jax.text.formats import dialogue_format
 
@@ -122,7 +123,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     )
 
     def place(pairs: Sequence[TokenPair], reference: np.ndarray) -> ResponseBatch:
-        return jax.device_put(
+        return placing.place(
             comparisons.fill_responses(pairs, reference, config.pairs, length), rows
         )
 
@@ -132,7 +133,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         for first in range(0, len(pairs), config.pairs):
             group = pairs[first : first + config.pairs]
             batch = place(group, np.zeros((len(group), 2), np.float32))
-            found.append(np.asarray(logprobs(params, batch))[: len(group)])
+            found.append(placing.fetch(logprobs(params, batch))[: len(group)])
         return np.concatenate(found)
 
     reference = [of_pairs(model.params, source.fitted.pairs) for source in data]
@@ -148,11 +149,13 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     state, shardings = training.create_state(trained, optimizer, device_mesh)
     update = make_step(model_config, optimizer, config)
     step = training.compiled_update(update, device_mesh, shardings, frozen)
+    flops = monitoring.training_flops(trained, frozen)
+    mfu = monitoring.mfu_per_token(flops, device_mesh)
     with (
         training_checkpoints.TrainingCheckpoints(
             folder, config.checkpoints, inputs["model"]
         ) as saves,
-        MetricsWriter(folder) as writer,
+        MetricsWriter(folder, config.monitoring, mfu) as writer,
         Progress(f"{folder.name} (dpo)", num_steps, "updates") as progress,
     ):
         state, at = saves.restored(state, training.start(stream))
@@ -161,7 +164,9 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         # Metrics still on devices, read together, so that nothing waits; and the records of each.
         pending, recent = jax.tree.map(np.float32, at["pending"]), at["recent"]
         progress.advance(at["number"])
-        for number, indices in enumerate(stream, start=at["number"] + 1):
+        for number, indices in monitoring.profiled(
+            enumerate(stream, start=at["number"] + 1), config.monitoring.profile_steps, folder
+        ):
             group = [pairs[i] for i in indices]
             tokens += sum(len(pair.a) + len(pair.b) for pair in group)
             state, metrics = step(state, frozen, place(group, of_training[indices]))

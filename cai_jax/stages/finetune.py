@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from cai_jax.core import monitoring, training_checkpoints
 from cai_jax.core import optimizer as optimizers
-from cai_jax.core import training_checkpoints
 from cai_jax.data import readers
 from cai_jax.errors import InputError
 from cai_jax.models import computing, lora
@@ -47,6 +47,7 @@ def default_config() -> ConfigDict:
     config.log_every = 20  # updates between two lines of metrics
     config.checkpoints = training_checkpoints.default_config(every=200)
     config.data = readers.default_data()
+    config.monitoring = monitoring.default_config()
     return config
 
 
@@ -103,7 +104,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core.progress import Progress
     from cai_jax.data import packing, pipeline
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.models import peft_adapter
+    from cai_jax.models import peft_adapter, placing
     from cai_jax.models.language_model import LanguageModel
 
     check(config, inputs)
@@ -141,11 +142,13 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     batch_sharding = sharding.batch_sharding(device_mesh)
     update = make_step(computing.computed(model.config, config), optimizer, config)
     step = training.compiled_update(update, device_mesh, shardings, frozen)
+    flops = monitoring.training_flops(trained, frozen)
+    mfu = monitoring.mfu_per_token(flops, device_mesh)
     with (
         training_checkpoints.TrainingCheckpoints(
             folder, config.checkpoints, inputs["model"]
         ) as saves,
-        MetricsWriter(folder) as writer,
+        MetricsWriter(folder, config.monitoring, mfu) as writer,
         Progress(f"{folder.name} (finetune)", num_steps, "updates") as progress,
     ):
         state, at = saves.restored(state, training.start(stream) | {"records": 0, "loss": 0.0})
@@ -154,11 +157,13 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         # Metrics still on devices, read together, so that nothing waits; and the records of each.
         pending, recent = jax.tree.map(np.float32, at["pending"]), at["recent"]
         progress.advance(at["number"])
-        for number, (indices, batch) in enumerate(stream, start=at["number"] + 1):
+        for number, (indices, batch) in monitoring.profiled(
+            enumerate(stream, start=at["number"] + 1), config.monitoring.profile_steps, folder
+        ):
             ids = [examples[index].record_id for row in indices for index in row]
             records += len(ids)
             tokens += int(np.count_nonzero(batch.segments))
-            state, metrics = step(state, frozen, jax.device_put(batch, batch_sharding))
+            state, metrics = step(state, frozen, placing.place(batch, batch_sharding))
             pending.append(metrics)
             recent.append(ids)
             if number % config.log_every == 0 or number == num_steps:
@@ -285,7 +290,7 @@ def read(path: Path, bad: BadRecords | None = None) -> list[Any]:
     from cai_jax.data import rows, schema
 
     if path.is_dir():
-        found = [path / name for name in RECORD_FILES if (path / name).is_file()]
+        found = [path / name for name in RECORD_FILES if rows.exists(path / name)]
         if not found:
             raise InputError(f"{path}: expected {', '.join(RECORD_FILES)}, found none of them")
         return [record for file in found for record in read(file, bad)]

@@ -29,8 +29,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cai_jax.algorithms import ppo_options
+from cai_jax.core import monitoring, training_checkpoints
 from cai_jax.core import optimizer as optimizers
-from cai_jax.core import training_checkpoints
 from cai_jax.data import readers
 from cai_jax.data.prompt_batches import ON_LONG
 from cai_jax.errors import InputError
@@ -70,6 +70,7 @@ def default_config() -> ConfigDict:
     config.checkpoints = training_checkpoints.default_config(every=50)
     config.fields = readers.default_fields()  # what the prompts' files call their columns
     config.data = readers.default_data()
+    config.monitoring = monitoring.default_config()
     return config
 
 
@@ -100,8 +101,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.data import rollouts
     from cai_jax.data.bad_records import BadRecords
     from cai_jax.generation.preference import check_models
-    from cai_jax.models import score_statistics
-    from cai_jax.models.language_model import LanguageModel
+    from cai_jax.models import placing, score_statistics
     from cai_jax.text import phrases
     from cai_jax.text.refusals import opens_with_refusal
 
@@ -130,13 +130,16 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     if config.score_normalization == "stored":
         found = score_statistics.read(checkpoints.model_folder(inputs["preference_model"]))
         offset, scale = np.float32(found.mean), found.std
+    sizes = [{"parameters": monitoring.size(model.params)} for model in (reference, preference)]
+    planned = plan(config, dict(zip(("model", "preference_model"), sizes)))
+    mfu = monitoring.mfu_per_token(planned["flops"] / planned["tokens"], device_mesh)
     begin = {"number": 0, "history": [], "kl_coef": kl_coef, "moments": moments}
     begin |= {"offset": offset, "scale": scale}
     with (
         training_checkpoints.TrainingCheckpoints(
             folder, config.checkpoints, inputs["model"]
         ) as saves,
-        MetricsWriter(folder) as writer,
+        MetricsWriter(folder, config.monitoring, mfu) as writer,
         Progress(f"{folder.name} (ppo)", config.iterations, "iterations") as progress,
     ):
         state, at = saves.restored(state, begin)
@@ -145,16 +148,18 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         draws = draw_prompts(fitted, config, sample_key)
         draws = itertools.islice(enumerate(draws, start=1), at["number"], config.iterations)
         progress.advance(at["number"])
-        for iteration, (drawn, batch) in draws:
-            batch = jax.device_put(batch, sharding.batch_sharding(device_mesh))
+        for iteration, (drawn, batch) in monitoring.profiled(
+            draws, config.monitoring.profile_steps, folder
+        ):
+            batch = placing.place(batch, sharding.batch_sharding(device_mesh))
             experience = rollout(state.params, reference.params, preference.params, batch)
             if config.score_normalization == "running":
-                moments = moments.updated(jax.device_get(experience.scores))
+                moments = moments.updated(placing.fetch(experience.scores))
                 offset, scale = np.float32(moments.mean), moments.deviation
             elif config.score_normalization == "first_mean" and iteration == 1:
                 # The scores of a preference model mean something up to a constant alone. This one
                 # puts the reference at 0, where the values begin.
-                offset = np.mean(jax.device_get(experience.scores))
+                offset = np.mean(placing.fetch(experience.scores))
             controls = Controls(offset, np.float32(scale), np.float32(kl_coef))
             state, metrics = update(
                 state, experience, controls, jax.random.fold_in(update_key, iteration)
@@ -162,24 +167,23 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
             metrics = jax.device_get(metrics)
             training.check_finite(metrics, f"iteration {iteration}", [p.id for p in drawn], saves)
             records = rollouts.to_rollouts(
-                jax.device_get(experience), iteration, drawn, reference.tokenizer
+                placing.fetch(experience), iteration, drawn, reference.tokenizer
             )
             metrics["evasive"] = np.mean([opens_with_refusal(r.response) for r in records])
-            # The first responses are the reference's, and always kept.
             first_said = first_said or phrases.said(*rollouts.first_texts(kept, records))
             said = phrases.said(*rollouts.texts(records))
             metrics |= phrases.measures(first_said, said)
             is_kept = (iteration - 1) % config.record_every == 0 or iteration == config.iterations
             if judge and is_kept:
-                scores, judged = jax.device_get((experience.scores, judge(experience)))
+                scores, judged = placing.fetch((experience.scores, judge(experience)))
                 metrics |= goodhart.read(scores, judged, config.samples_per_prompt)
             history.append({name: float(value) for name, value in metrics.items()})
+            writer.tokens += round(history[-1]["length"] * responses)
             writer.write(iteration, **history[-1], kl_coefficient=kl_coef)
             rollouts.append(folder / "samples.jsonl", records[: config.sample_texts])
             if is_kept:
                 rollouts.append(kept, records)
-                grown = [one._asdict() for one in phrases.joined(phrases.grown(first_said, said))]
-                artifact.write_json(folder / "phrases.json", grown)
+                artifact.write_json(folder / "phrases.json", phrases.spread(first_said, said))
             alarm = goodhart.first_alarm(history)
             if alarm and alarm.after.iteration == iteration:
                 print(f"{folder.name}: ALARM: {alarm}", file=sys.stderr)
@@ -192,9 +196,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
                     responses=responses,
                 )
             if config.snapshot_every and iteration % config.snapshot_every == 0:
-                policy = LanguageModel(
-                    reference.config, state.params["policy"], reference.tokenizer
-                )
+                policy = reference._replace(params=state.params["policy"])
                 checkpoints.save_model(folder, policy, checkpoints.snapshot_name(iteration))
                 saves.model = folder / checkpoints.snapshot_name(iteration)
             if saves.due(iteration):
@@ -202,7 +204,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
                 at |= {"moments": moments, "offset": offset, "scale": scale}
                 saves.save(iteration, state, at)
             progress.advance(1, "score {score:.3f}, KL {kl:.3f}".format(**history[-1]))
-    policy = LanguageModel(reference.config, state.params["policy"], reference.tokenizer)
+    policy = reference._replace(params=state.params["policy"])
     checkpoints.save_model(folder, policy)
     return {
         "records": config.iterations * responses,
@@ -221,14 +223,12 @@ def load_judge(
 ) -> Callable[[Any], jax.Array] | None:
     """A program from an experience to the judge's scores [B] of its responses; None: no judge."""
     from cai_jax import checkpoints
-    from cai_jax.generation.preference import check_models
     from cai_jax.generation.rollout import make_judge
 
     if not reference:
         return None
     judge = checkpoints.in_format(checkpoints.load_model(reference, mesh), config.dialogue_format)
-    check_models(policy, judge, fitted.ids, config.max_new_tokens + 1, "judge")
-    return make_judge(judge, policy.tokenizer.eos_id)
+    return make_judge(judge, policy, fitted.ids, config.max_new_tokens + 1)
 
 
 def check(config: ConfigDict, inputs: dict[str, Any]) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from cai_jax.core import monitoring, training_checkpoints
 from cai_jax.core import optimizer as optimizers
-from cai_jax.core import training_checkpoints
 from cai_jax.data import readers
 from cai_jax.errors import InputError
 from cai_jax.models import computing, lora
@@ -60,6 +60,7 @@ def default_config() -> ConfigDict:
     config.fields = readers.default_fields()  # what the comparisons' files call their columns
     config.checkpoints = training_checkpoints.default_config(every=200)
     config.data = readers.default_data()
+    config.monitoring = monitoring.default_config()
     return config
 
 
@@ -93,7 +94,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core.progress import Progress
     from cai_jax.data import comparison_sources, comparisons, pipeline
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.models import peft_adapter
+    from cai_jax.models import peft_adapter, placing
     from cai_jax.models.language_model import LanguageModel
     from cai_jax.text.formats import dialogue_format
 
@@ -135,13 +136,15 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     step = training.compiled_update(update, device_mesh, shardings, frozen)
 
     def place(pairs: Sequence[TokenPair]) -> PairBatch | SharedBatch:
-        return jax.device_put(fill(pairs, config.pairs, length), batch_sharding)
+        return placing.place(fill(pairs, config.pairs, length), batch_sharding)
 
+    flops = monitoring.training_flops(trained, frozen)
+    mfu = monitoring.mfu_per_token(flops, device_mesh)
     with (
         training_checkpoints.TrainingCheckpoints(
             folder, config.checkpoints, inputs["model"]
         ) as saves,
-        MetricsWriter(folder) as writer,
+        MetricsWriter(folder, config.monitoring, mfu) as writer,
         Progress(f"{folder.name} (preference)", num_steps, "updates") as progress,
     ):
         state, at = saves.restored(state, training.start(stream))
@@ -150,7 +153,9 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         # Metrics still on devices, read together, so that nothing waits; and the records of each.
         pending, recent = jax.tree.map(np.float32, at["pending"]), at["recent"]
         progress.advance(at["number"])
-        for number, batch in enumerate(stream, start=at["number"] + 1):
+        for number, batch in monitoring.profiled(
+            enumerate(stream, start=at["number"] + 1), config.monitoring.profile_steps, folder
+        ):
             tokens += sum(len(pair.a) + len(pair.b) for pair in batch)
             state, metrics = step(state, frozen, place(batch))
             pending.append(metrics)

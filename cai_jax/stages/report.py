@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from cai_jax import hosts
 from cai_jax.core import artifact
 from cai_jax.core.progress import duration
-from cai_jax.data import schema
+from cai_jax.data import rows, schema
 from cai_jax.errors import InputError
 from cai_jax.page import browser, choices, claims, records, sweeps
 from cai_jax.page import evaluation as tables
@@ -67,7 +68,8 @@ def plan(config: ConfigDict, planned: Mapping[str, Any]) -> dict[str, float]:
 def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Writes index.html about the steps in `inputs` (any roles; each a folder, list or dict)."""
     steps = [read_step(path) for path in _paths(inputs) if artifact.is_finished(path)]
-    (folder / PAGE).write_text(page(config, steps), encoding="utf-8", errors="backslashreplace")
+    if hosts.is_first():
+        (folder / PAGE).write_text(page(config, steps), encoding="utf-8", errors="backslashreplace")
     return {"records": len(steps), "tokens": 0}
 
 
@@ -357,12 +359,12 @@ READABLE = {
 
 
 def _steps(steps: Iterable[Step]) -> Html:
-    rows = []
+    lines = []
     for step in steps:
         counts = (step.manifest.get(name) for name in ("records", "tokens", "seconds"))
-        rows.append([step.name, step.kind, *(number(count) for count in counts)])
+        lines.append([step.name, step.kind, *(number(count) for count in counts)])
     headings = ["step", "kind", "records", "tokens", "seconds"]
-    return table(headings, rows, "What each step took")
+    return table(headings, lines, "What each step took")
 
 
 def _principles(step: Step, wording: str) -> dict[str, str]:
@@ -375,7 +377,7 @@ def _principles(step: Step, wording: str) -> dict[str, str]:
 
 def _records(step: Step, name: str, record_type: type) -> list:
     path = step.folder / name
-    return schema.read_records(path, record_type) if path.is_file() else []
+    return schema.read_records(path, record_type) if rows.exists(path) else []
 
 
 def _read_json(path: Path) -> Any:

@@ -71,15 +71,24 @@ def test_token_logprobs_and_gradients_are_those_of_torch(chunked, soft_cap):
         np.testing.assert_allclose(gradient, of_torch, atol=1e-5)
 
 
-def test_token_logprobs_at_a_temperature():
-    hidden, unembed, targets, _ = language_batch(1)
-    for soft_cap in (None, 2.0):
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+def test_token_logprobs_and_gradients_at_a_temperature(chunked, soft_cap):
+    hidden, unembed, targets, slopes = language_batch(1)
+
+    def plain(hidden, unembed):
         logits = hidden @ unembed
-        logits = logits if soft_cap is None else soft_cap * np.tanh(logits / soft_cap)
-        every = np.asarray(jax.nn.log_softmax(logits / 0.5))
-        expected = np.take_along_axis(every, targets[..., None], -1)[..., 0]
-        found = losses.token_logprobs(hidden, unembed, targets, soft_cap=soft_cap, temperature=0.5)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        logits = logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
+        every = jax.nn.log_softmax(logits / 0.5)
+        return jnp.take_along_axis(every, targets[..., None], -1)[..., 0]
+
+    ours = functools.partial(
+        losses.token_logprobs, targets=targets, soft_cap=soft_cap, temperature=0.5
+    )
+    found, back = jax.vjp(ours, hidden, unembed)
+    expected, plain_back = jax.vjp(plain, hidden, unembed)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for mine, other in zip(back(jnp.array(slopes)), plain_back(jnp.array(slopes)), strict=True):
+        np.testing.assert_allclose(mine, other, atol=2e-5)
 
 
 def of_margins(margins, p_a):

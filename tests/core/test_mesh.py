@@ -78,6 +78,13 @@ def test_slices_lie_along_data(sizes):
     assert [[chip.id for chip in part.flat] for part in parts] == expected
 
 
+def test_chips_of_a_described_topology_say_nothing_of_slices():
+    chips = torus()
+    for chip in chips:
+        del chip.slice_index
+    assert mesh._arranged((1, 64, 1), chips).shape == (1, 64, 1)
+
+
 def test_slices_that_data_does_not_divide_over_are_refused():
     with pytest.raises(InputError, match="mesh data=1: expected a multiple of 2, the number of sl"):
         mesh._arranged((1, 128, 1), torus(0) + torus(1))

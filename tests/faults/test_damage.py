@@ -4,6 +4,7 @@ that it goes on afterwards. The steps are those of `fakes.py`: they write text."
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -173,11 +174,22 @@ def test_sigterm_ends_a_step_with_a_line_and_what_is_unfinished_is_not_lost(work
         'work/second: unfinished, with checkpoints of another config: suffix was "!", now "?"; '
         "choose another --workdir, or begin it anew with --overwrite=second"
     )
+    message = refused(capsys, "--config.steps.second.inputs.prompts=prompts.jsonl")
+    assert 'inputs.prompts was "first", now "prompts.jsonl"; choose another' in message
     assert saved.is_dir()
     shutil.copytree(workdir, "copy")
     run()
     assert "second: checkpoint 2 is damaged (position.json); begins anew" in capsys.readouterr().err
     assert made() == made("undisturbed")
     assert not (workdir / "second" / artifact.UNFINISHED).exists()
+    # Inputs of other content: there is nothing to go on from.
+    shutil.copytree("copy", "other")
+    record = Path("other/second/unfinished/step.json")
+    record.write_text(re.sub('"hash": "[0-9a-f]{64}"', '"hash": "another"', record.read_text()))
+    capsys.readouterr()
+    run(workdir="other")
+    said = "second: begins anew: the content of inputs.prompts (first) has changed\n"
+    assert said in capsys.readouterr().err
+    assert made("other") == made("undisturbed")
     run("--config.steps.second.suffix=?", "--overwrite=second", workdir="copy")
     assert b"?" in Path("copy/second/text.txt").read_bytes()

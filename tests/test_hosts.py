@@ -1,0 +1,339 @@
+"""Several hosts: who they are, what each writes, and real processes with CPU collectives."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from world_models import WORDS, human, write_model
+
+from cai_jax import hosts
+from cai_jax import run as runner
+from cai_jax.core.mesh import make_mesh
+from cai_jax.core.metrics import MetricsWriter, read_metrics
+from cai_jax.core.sharding import batch_sharding
+from cai_jax.data import rows
+from cai_jax.data.schema import Demonstration, Prompt, json_lines, read_records, write_records
+from cai_jax.errors import InputError
+from cai_jax.models import placing
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "expected"),
+    [
+        ((None, None, None), {}, None),
+        (("10.0.0.1:99", 4, 3), {}, hosts.Hosts("10.0.0.1:99", 4, 3)),
+        (("10.0.0.1:99", 1, 0), {}, None),
+        (("auto", None, None), {}, hosts.Hosts("auto")),
+        (
+            (None, None, None),
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+            hosts.Hosts("a:1", 2, 1),
+        ),
+        (
+            (None, None, None),
+            {
+                "JAX_COORDINATOR_ADDRESS": "a:1",
+                "JAX_NUM_PROCESSES": "4",
+                "JOB_COMPLETION_INDEX": "2",
+            },
+            hosts.Hosts("a:1", 4, 2),
+        ),
+        ((None, None, None), {"SLURM_STEP_NUM_TASKS": "2"}, hosts.Hosts("auto")),
+        # An interactive allocation, or a job of one task.
+        ((None, None, None), {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "1"}, None),
+        ((None, None, None), {"TPU_WORKER_HOSTNAMES": "t0,t1"}, hosts.Hosts("auto")),
+        ((None, None, None), {"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ((None, None, None), {"MEGASCALE_NUM_SLICES": "2"}, hosts.Hosts("auto")),
+        # Flags go before the environment.
+        (("b:1", 2, 0), {"SLURM_STEP_NUM_TASKS": "2"}, hosts.Hosts("b:1", 2, 0)),
+    ],
+    ids=[
+        *("none", "flags", "one", "auto", "jax", "jobset", "slurm", "slurm-one", "gke", "tpu-one"),
+        *("multislice", "flags-first"),
+    ],
+)
+def test_hosts_are_asked_for_by_flags_or_by_the_environment(flags, environment, expected):
+    assert hosts.asked(*flags, environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "message"),
+    [
+        (("a:1", 2, None), {}, "--coordinator=HOST:PORT, --num_hosts and --host together"),
+        ((None, 2, 1), {}, "--coordinator=HOST:PORT, --num_hosts and --host together"),
+        (("a:1", 2, 2), {}, "expected 0 to 1 of 2 hosts, found 2"),
+        (("a", 2, 1), {}, "expected HOST:PORT, found 'a'"),
+        (
+            (None, None, None),
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"},
+            "expected numbers in JAX_NUM_PROCESSES",
+        ),
+    ],
+    ids=["half", "no-address", "index", "port", "environment"],
+)
+def test_half_of_what_is_needed_is_refused(flags, environment, message):
+    with pytest.raises(InputError, match=message):
+        hosts.asked(*flags, environment)
+
+
+def as_host(monkeypatch, index, count):
+    monkeypatch.setattr(hosts, "index", lambda: index)
+    monkeypatch.setattr(hosts, "count", lambda: count)
+
+
+@pytest.mark.parametrize("total", [0, 1, 3, 4, 10])
+def test_shares_are_all_records_once_and_in_order(monkeypatch, total):
+    found = []
+    for index in range(4):
+        as_host(monkeypatch, index, 4)
+        found += range(total)[hosts.share(total)]
+    assert found == list(range(total))
+
+
+def records(count):
+    return [Prompt(f"p{i}", human(f"tell me about line {i}")) for i in range(count)]
+
+
+def test_shards_together_are_the_file_of_one_host(monkeypatch, tmp_path):
+    write_records(tmp_path / "one.jsonl", records(7))
+    for index in (2, 0, 1):
+        as_host(monkeypatch, index, 3)
+        assert write_records(tmp_path / "all.jsonl", iter(records(7))) == 7
+    names = [f"all-0000{i}-of-00003.jsonl" for i in range(3)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*names, "one.jsonl"]
+    assert [len((tmp_path / name).read_text().splitlines()) for name in names] == [2, 2, 3]
+    together = b"".join((tmp_path / name).read_bytes() for name in names)
+    assert together == (tmp_path / "one.jsonl").read_bytes()
+    assert read_records(tmp_path / "all.jsonl", Prompt) == records(7)
+    # A line of the whole is named, wherever it lies.
+    assert [where for where, _ in json_lines(tmp_path / "all.jsonl")][
+        5
+    ] == f"{tmp_path}/all.jsonl:6"
+
+
+def test_a_missing_shard_is_refused_and_no_shard_is_no_file(tmp_path, monkeypatch):
+    assert not rows.exists(tmp_path / "all.jsonl")
+    as_host(monkeypatch, 1, 2)
+    write_records(tmp_path / "all.jsonl", records(4))
+    with pytest.raises(InputError, match="all shards of one writing, found all-00001-of-00002"):
+        read_records(tmp_path / "all.jsonl", Prompt)
+
+
+def test_only_the_first_host_writes_metrics(monkeypatch, tmp_path):
+    for index in (0, 1):
+        as_host(monkeypatch, index, 2)
+        with MetricsWriter(tmp_path) as writer:
+            writer.write(1, host=index)
+    assert read_metrics(tmp_path) == [{"step": 1, "host": 0}]
+
+
+def test_a_mesh_that_leaves_a_host_without_work_is_refused(monkeypatch):
+    as_host(monkeypatch, 0, 2)
+    with pytest.raises(InputError, match=r"expected all 8 devices of the 2 hosts, found 2"):
+        make_mesh(ConfigDict({"data": 2, "fsdp": 1, "tensor": 1}))
+
+
+def test_what_is_placed_is_fetched():
+    mesh = make_mesh(ConfigDict({"data": 4, "fsdp": 1, "tensor": 1}))
+    tree = {"a": np.arange(8.0), "b": np.arange(24).reshape(8, 3)}
+    placed = placing.place(tree, batch_sharding(mesh))
+    assert [shard.data.shape for shard in placed["b"].addressable_shards] == [(2, 3)] * 4
+    fetched = placing.fetch(placed | {"number": 3})
+    assert fetched["number"] == 3
+    np.testing.assert_array_equal(fetched["a"], tree["a"])
+    np.testing.assert_array_equal(fetched["b"], tree["b"])
+    assert placing.place(tree, None)["a"].devices() == {jax.devices()[0]}
+
+
+def test_arrays_go_to_devices_where_several_hosts_can_follow():
+    allowed = {"models/placing.py", "core/training.py"}
+    found = {
+        path.relative_to(ROOT / "cai_jax").as_posix()
+        for path in (ROOT / "cai_jax").rglob("*.py")
+        if "jax.device_put" in path.read_text()
+    }
+    assert found == allowed
+
+
+CONFIG = """
+from ml_collections import ConfigDict
+from cai_jax.stages import step
+
+def get_config():
+    config = ConfigDict(sort_keys=False)
+    config.seed = 3
+    config.mesh = ConfigDict({{"data": {devices}, "fsdp": 1, "tensor": 1}})
+    steps = config.steps = ConfigDict(sort_keys=False)
+    model, prompts = "model", "prompts.jsonl"
+    short = dict(max_response_tokens=5, batch_size={devices})
+    {steps}
+    return config
+"""
+SHORT = """
+    steps.sl = step("finetune", {"model": model, "data": "demonstrations.jsonl"}, rows=2,
+        sequence_length=32, epochs=60, log_every=1, learning_rate=1e-2)
+    steps.pairs = step("compare", {"model": "sl", "prompts": prompts}, **short)
+"""
+WHOLE = """
+    constitution = "sandbox:constitution.json"
+    steps.chains = step("critique_revise", {"model": model, "prompts": prompts,
+        "constitution": constitution}, num_rounds=1, num_few_shots=0, max_critique_tokens=4,
+        max_revision_tokens=5, **short)
+    steps.sl = step("finetune", {"model": model, "data": "chains"}, revisions=(1,), rows=4,
+        sequence_length=32, epochs=3, log_every=1, learning_rate=1e-2)
+    steps.pairs = step("compare", {"model": "sl", "prompts": prompts}, **short)
+    steps.feedback = step("feedback", {"model": model, "pairs": "pairs",
+        "constitution": constitution}, batch_size=4)
+    steps.pm = step("preference", {"model": model, "comparisons": ["feedback"]}, pairs=4,
+        log_every=1)
+    steps.rl = step("ppo", {"model": "sl", "preference_model": "pm", "prompts": [prompts]},
+        iterations=2, prompts_per_iteration=4, max_new_tokens=5, record_every=1)
+    steps.evaluation = step("evaluate", {"models": {"sl": "sl", "rl": "rl"}, "red_team": prompts,
+        "benign": prompts}, max_new_tokens=5, batch_size=4)
+    steps.report = step("report", {"steps": list(steps)})
+"""
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A folder with a tiny model and records, to run in."""
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "model")
+    dialogues = [human(f"tell me about the {word}") for word in WORDS]
+    write_records(
+        tmp_path / "demonstrations.jsonl",
+        [Demonstration(str(i), turns, "the bike. " * (i + 1)) for i, turns in enumerate(dialogues)],
+    )
+    write_records(tmp_path / "prompts.jsonl", [Prompt(f"p{i}", d) for i, d in enumerate(dialogues)])
+    return tmp_path
+
+
+def write_config(folder, steps, devices):
+    text = CONFIG.format(steps=steps.strip(), devices=devices)
+    (folder / "config.py").write_text(text)
+
+
+def start(folder, count, workdir):
+    """Starts `cai_jax.run` as `count` hosts of one device each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-m", "cai_jax.run", "--config=config.py", f"--workdir={workdir}"]
+    # Heartbeats need time on a machine that is busy; a host that is killed is noticed without.
+    command += [f"--coordinator=localhost:{port}", f"--num_hosts={count}"]
+    command += ["--heartbeat_timeout=600"]
+    return [
+        subprocess.Popen(
+            [*command, f"--host={i}"],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+def finish(processes, timeout=600):
+    """[(status, stdout, stderr)] of all, each ended in time."""
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *output) for process, output in zip(processes, outputs)]
+
+
+def spoken(stdout):
+    """The lines of a run, without those of the library that connects its hosts."""
+    return [line for line in stdout.splitlines() if not line.startswith("[Gloo]")]
+
+
+def kill_during(processes, victim, metrics, lines):
+    """Kills one host when a training has written so many lines."""
+    while not metrics.is_file() or metrics.read_text().count("\n") < lines:
+        assert all(process.poll() is None for process in processes), finish(processes)
+        time.sleep(0.01)
+    processes[victim].kill()
+
+
+def texts(workdir):
+    """Every text artifact as one host writes it: name -> bytes; metrics apart, they are numbers."""
+    found = {}
+    for manifest in sorted(Path(workdir).glob("*/manifest.json")):
+        for name in json.loads(manifest.read_text())["files"]:
+            path = manifest.parent / name
+            if path.suffix == ".jsonl" and path.name != "metrics.jsonl":
+                whole = f"{manifest.parent.name}/{path.name.split('-0')[0].removesuffix('.jsonl')}"
+                found[whole] = found.get(whole, b"") + path.read_bytes()
+    return found
+
+
+def check_same(several, one):
+    """Holds texts to bytes, and losses to 1e-5."""
+    assert texts(several) == texts(one)
+    for expected in Path(one).glob("*/metrics.jsonl"):
+        found = read_metrics(Path(several) / expected.parent.name)
+        for line, of_one in zip(found, read_metrics(expected.parent), strict=True):
+            assert line == pytest.approx(of_one, rel=1e-5, abs=1e-6)
+
+
+def test_two_hosts_one_killed_in_training_go_on_to_the_texts_of_one(world):
+    write_config(world, SHORT, 2)
+    processes = start(world, 2, "two")
+    kill_during(processes, 1, world / "two" / "sl" / "metrics.jsonl", lines=3)
+    killed = time.monotonic()
+    (status, _, said), (killed_by, _, _) = finish(processes)
+    assert killed_by == -9 and status == 1, said
+    assert time.monotonic() - killed < 60
+    assert "error: host 0 of 2: another host is gone" in said
+    assert not (world / "two" / "sl" / "manifest.json").exists()
+
+    (first, shown, said), (second, silent, _) = finish(start(world, 2, "two"))
+    assert (first, second) == (0, 0), said
+    assert [line.split()[0] for line in spoken(shown)[:2]] == ["sl", "pairs"]
+    assert spoken(silent) == []
+    assert sorted(path.name for path in (world / "two" / "pairs").glob("*.jsonl")) == [
+        "pairs-00000-of-00002.jsonl",
+        "pairs-00001-of-00002.jsonl",
+    ]
+
+    runner.main(["--config=config.py", "--workdir=one"])
+    assert len(texts("one")["pairs/pairs"].splitlines()) == len(WORDS)
+    check_same("two", "one")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_whole_pipeline_on_several_hosts_makes_the_texts_of_one(world, count):
+    write_config(world, WHOLE, count)
+    for status, _, said in finish(start(world, count, "several"), timeout=1800):
+        assert status == 0, said
+    runner.main(["--config=config.py", "--workdir=one"])
+    names = {"chains/chains", "pairs/pairs", "feedback/comparisons", "rl/rollouts", "rl/samples"}
+    assert set(texts("one")) == names | {"evaluation/samples"}
+    check_same("several", "one")
+
+
+@pytest.mark.nightly
+def test_when_the_first_host_is_killed_the_others_stop(world):
+    write_config(world, SHORT, 2)
+    processes = start(world, 2, "two")
+    kill_during(processes, 0, world / "two" / "sl" / "metrics.jsonl", lines=3)
+    (killed_by, _, _), (status, _, said) = finish(processes, timeout=60)
+    assert killed_by == -9 and status not in (0, None)
+    # The coordinator goes with it: either of the two is noticed first.
+    assert "another host is gone" in said or "another task died" in said
