@@ -1,4 +1,4 @@
-# Two commands: `make demo` runs the method, `make test` runs every check. Each makes a virtual
+# `make demo` runs the method, `make figures` the paper's figures, `make test` every check. Each makes a virtual
 # environment where there is none, and installs the project into it. Elsewhere, or by another
 # Python:  make test VENV=/tmp/other PYTHON=python3.12
 
@@ -13,11 +13,14 @@ export MALLOC_ARENA_MAX := 1
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8000000000
 
-.PHONY: demo test
+.PHONY: demo figures test
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
 	$(BIN)/python -m cai_jax.run --config=configs/demo.py --workdir=$(WORKDIR)
+
+figures: $(VENV)/installed
+	$(BIN)/python -m cai_jax.reproduce --workdir=runs/figures
 
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .

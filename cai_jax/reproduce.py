@@ -74,7 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = needed(read_steps(steps.get_config(options.scale), load_stage), figures)
     folders = [options.workdir / f"seed-{seed}" for seed in range(options.seeds)]
     if not options.read_only:
-        run_seeds(config, folders, wanted)
+        try:
+            run_seeds(config, folders, wanted)
+        except KeyboardInterrupt:  # the run itself has said where it stopped
+            raise SystemExit(130) from None
     runs = [read(folder) for folder in folders if folder.is_dir()]
     runs = [run for run in runs if run]
     about = f"Scale: {options.scale}. Seeds: {len(runs)}."
@@ -126,8 +129,7 @@ def run_seeds(config: Path, folders: Sequence[Path], wanted: Sequence[str]) -> N
         for seed, folder in enumerate(folders):
             missing = [name for name in wanted if not artifact.is_finished(folder / name)]
             progress.advance(len(wanted) - len(missing), f"seed {seed}")
-            if not missing:
-                continue
+            # Where nothing is missing, it still refuses what other settings have made.
             command = [sys.executable, "-m", "cai_jax.run", f"--config={config}"]
             command += [f"--workdir={folder}", f"--config.seed={seed}"]
             command += [f"--steps={','.join(wanted)}"]

@@ -1,14 +1,16 @@
 """What of a workdir is finished, and whether a config may go on in it."""
 
 import json
+import math
 import shutil
 import sys
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cai_jax import inputs as outside
-from cai_jax.core import artifact, training_checkpoints
+from cai_jax.core import artifact, goodput, training_checkpoints
 from cai_jax.core.configuration import nearest
 from cai_jax.errors import InputError
 from cai_jax.pipeline import Step, source_of
@@ -176,10 +178,13 @@ def decide(
 RECORD = "step.json"  # beside the checkpoints of an unfinished step: what it is made with
 
 
-def begin(step: Step, folder: Path, hashes: Mapping[str, Any]) -> None:
+def begin(step: Step, folder: Path, hashes: Mapping[str, Any]) -> float:
     """Makes the folder of a step that is to run: empty, or as its last good checkpoint found it.
 
     It goes on only if all is as it was when it began, its inputs too.
+
+    Returns:
+        Seconds that earlier runs put into what it goes on from.
     """
     record = folder / artifact.UNFINISHED / RECORD
     made_with = _unfinished(folder)
@@ -190,9 +195,13 @@ def begin(step: Step, folder: Path, hashes: Mapping[str, Any]) -> None:
         if training_checkpoints.any_good(folder):
             print(f"{step.name}: begins anew: {reason}", file=sys.stderr)
         shutil.rmtree(folder)
-    record.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / artifact.UNFINISHED
+    unfinished.mkdir(parents=True, exist_ok=True)
     given = {"kind": step.kind, "config": step.config, "inputs": hashes, "hash": ""}
-    artifact.write_json(record, given)
+    last = {"began": math.inf, "seconds": 0.0} | (made_with or {})
+    seconds = round(goodput.saved_seconds(unfinished, last["began"], last["seconds"]), 3)
+    artifact.write_json(record, given | {"began": time.time(), "seconds": seconds})
+    return seconds
 
 
 def _unfinished(folder: Path) -> dict[str, Any] | None:

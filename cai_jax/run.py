@@ -297,8 +297,7 @@ def run_step(step: Step, workdir: Path, given: Outside) -> None:
     folder = workdir / step.name
     hashes = input_hashes(step, workdir, given)
     hosts.wait(f"{step.name} is to begin")
-    if hosts.is_first():
-        begin(step, folder, hashes)
+    saved = begin(step, folder, hashes) if hosts.is_first() else 0.0
     hosts.wait(f"{step.name} begins")
 
     def path(role: str, reference: str) -> Path:
@@ -320,7 +319,7 @@ def run_step(step: Step, workdir: Path, given: Outside) -> None:
         if error.filename is None or Path(error.filename).is_relative_to(folder):
             raise
         raise InputError(f"step {step.name!r}: {vanished(error)}") from None
-    seconds = round(time.monotonic() - started, 3)
+    seconds = round(saved + time.monotonic() - started, 3)
     counts = {name: getattr(value, "tolist", lambda v=value: v)() for name, value in result.items()}
     hosts.wait(f"{step.name} is written")
     if hosts.is_first():

@@ -7,7 +7,7 @@ The pretrained model is meta-llama/Llama-3.1-70B, the helpful-only one its -Inst
 refuses much by itself (--config.helpful_model= takes another). Both ask for a licence on the hub.
 
 Hardware: 64 chips of TPU v5p: heads and hidden units split over 8, the rest over 8. They are on 16
-hosts, which the runner does not join up by itself yet.
+hosts, each of which runs the command.
 Memory: computed: at most 64 GiB on each device.
 Time: computed: about 15 h for 42,496 prompts of 100 tokens, without the time of collectives.
 Expected: as the paper says of its largest models, for a model that began elsewhere.

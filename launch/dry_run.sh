@@ -10,22 +10,21 @@ run() {
   fi
 }
 
-# generation_of TYPE: v5e, v5p or v6e; refuses slices of more than one host.
+# generation_of TYPE: v5e, v5p or v6e.
 generation_of() {
-  local size=${1##*-} generation most
   case "$1" in
-  v5litepod-*) generation=v5e most=8 ;;
-  v5p-*) generation=v5p most=8 ;; # counted in cores: four chips
-  v6e-*) generation=v6e most=8 ;;
+  v5litepod-*) echo v5e ;;
+  v5p-*) echo v5p ;;
+  v6e-*) echo v6e ;;
   *)
     echo "expected a type like v5litepod-8, v5p-8 or v6e-8, found $1" >&2
     return 2
     ;;
   esac
-  if [ "$size" -gt "$most" ]; then
-    echo "$1 has more than one host, and cai_jax.run does not join hosts yet; take $generation's" \
-      "largest slice of one host, of size $most" >&2
-    return 2
-  fi
-  echo "$generation"
+}
+
+# has_hosts TYPE: whether a slice has more than one. Each has eight chips at most, in v5p four, where
+# a type counts cores, of which a chip has two.
+has_hosts() {
+  [ "${1##*-}" -gt 8 ]
 }

@@ -181,7 +181,7 @@ def get_config():
 """
 SHORT = """
     steps.sl = step("finetune", {"model": model, "data": "demonstrations.jsonl"}, rows=2,
-        sequence_length=32, epochs=60, log_every=1, learning_rate=1e-2)
+        sequence_length=32, epochs=30, log_every=1)
     steps.pairs = step("compare", {"model": "sl", "prompts": prompts}, **short)
 """
 WHOLE = """
@@ -312,7 +312,8 @@ def test_two_hosts_one_killed_in_training_go_on_to_the_texts_of_one(world):
     ]
 
     runner.main(["--config=config.py", "--workdir=one"])
-    assert len(texts("one")["pairs/pairs"].splitlines()) == len(WORDS)
+    # Pairs of equal responses are left out, and a random model hardly makes them.
+    assert len(texts("one")["pairs/pairs"].splitlines()) > len(WORDS) / 2
     check_same("two", "one")
 
 

@@ -87,12 +87,13 @@ def test_xpk_gets_the_image_and_the_command():
 
 
 def test_slurm_runs_one_and_a_sweep():
-    (line,) = dry("slurm.sbatch", *RUN)
-    assert line == f"srun --kill-on-bad-exit=1 launch/start.sh gpu {QUOTED}"
-    (line,) = dry("slurm.sbatch", *RUN, SLURM_ARRAY_TASK_ID="3")
-    assert line == f"srun --kill-on-bad-exit=1 launch/start.sh gpu {QUOTED}-3 --config.seed=3"
+    (line,) = dry("slurm.sbatch", *RUN, SLURM_GPUS_ON_NODE="4")
+    srun = r"srun --kill-on-bad-exit=1 env JAX_LOCAL_DEVICE_IDS=0\,1\,2\,3"
+    assert line == f"{srun} launch/start.sh gpu {QUOTED}"
+    (line,) = dry("slurm.sbatch", *RUN, SLURM_ARRAY_TASK_ID="3", SLURM_GPUS_ON_NODE="4")
+    assert line == f"{srun} launch/start.sh gpu {QUOTED}-3 --config.seed=3"
     options = re.findall(r"^#SBATCH --(\S+)$", (LAUNCH / "slurm.sbatch").read_text(), re.MULTILINE)
-    assert {"nodes=1", "requeue"} <= set(options)
+    assert {"nodes=1", "ntasks-per-node=1", "requeue"} <= set(options)
 
 
 def test_a_sweep_is_a_job_for_each_number():
@@ -108,16 +109,20 @@ def test_a_sweep_is_a_job_for_each_number():
         assert done.returncode == 2 and "expected a range like 0-4" in done.stderr
 
 
-@pytest.mark.parametrize("script", ["tpu_vm.sh", "queued.sh", "xpk.sh"])
 @pytest.mark.parametrize("slice", ["v6e-16", "v5p-16", "v5litepod-16"])
-def test_several_hosts_are_refused(script, slice):
-    before = ("c",) if script == "xpk.sh" else ()
-    given = (*before, "n", slice, "image") if before else ("n", "z", slice)
+def test_several_hosts_run_the_same_command_and_join(slice):
+    generation = {"v5litepod": "v5e"}.get(slice[:-3], slice[:-3])
+    start = unquoted(dry("tpu_vm.sh", "--existing", "n", "z", slice, *RUN)[-1])
+    command = f"cd cai_jax && launch/start.sh {generation} {QUOTED} --coordinator=auto "
+    assert start[-1] == f"--command={command}" and "--worker=all" in start
+    (line,) = dry("xpk.sh", "cluster", "n", slice, "image", *RUN)  # GKE says it by itself
+    assert unquoted(line)[-1] == f"--command=launch/start.sh {generation} {QUOTED} "
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "queued.sh", "xpk.sh"])
+def test_other_types_are_refused(script):
+    given = ("c", "n", "v4-8", "image") if script == "xpk.sh" else ("n", "z", "v4-8")
     done = bash(LAUNCH / script, "--dry-run", *given, *RUN)
-    assert done.returncode == 2 and "does not join hosts yet" in done.stderr and not done.stdout
-    done = bash(
-        LAUNCH / script, "--dry-run", *[part.replace(slice, "v4-8") for part in given], *RUN
-    )
     assert done.returncode == 2 and "expected a type like v5litepod-8" in done.stderr
     assert bash(LAUNCH / script, "--dry-run", "n").returncode == 2
 

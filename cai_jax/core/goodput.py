@@ -1,6 +1,7 @@
 """Goodput: the part of the time that runs took in a workdir which went into what is kept.
 
-What is lost is starting, and all work on steps that a run did not finish, or that were made again.
+What is lost is starting, and work on steps that a run did not finish, but for what it had saved, or
+that were made again.
 The time between two runs, when nothing was at work, is not counted.
 """
 
@@ -72,6 +73,18 @@ def seconds(workdir: Path) -> list[float]:
 def productive_seconds(manifests: Sequence[Mapping[str, Any]]) -> float:
     """The time of finished steps, by their manifests."""
     return sum(float(manifest["seconds"]) for manifest in manifests)
+
+
+def saved_seconds(unfinished: Path, began: float, before: float) -> float:
+    """The time that runs put into a step up to the last thing of it that they saved.
+
+    Args:
+        unfinished: where the step saves: the newest .json in the folders there is its last sign.
+        began: when the last of these runs began the step, in seconds since 1970.
+        before: what was saved of the time of the runs before that.
+    """
+    saved = [path.stat().st_mtime for path in unfinished.glob("*/*.json")]
+    return before + max(max(saved) - began, 0.0) if saved else 0.0
 
 
 def measure(workdir: Path, manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """What a policy said during training, from arrays to records."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cai_jax import hosts
-from cai_jax.data.schema import Prompt, Rollout, read_records
+from cai_jax.data.schema import Prompt, Rollout, json_lines, parse
 from cai_jax.data.tokenization import TextTokenizer
 
 
@@ -49,16 +50,14 @@ def texts(records: Sequence[Rollout]) -> tuple[list[str], list[str]]:
 
 
 def first_texts(kept: Path, records: Sequence[Rollout]) -> tuple[list[str], list[str]]:
-    """Of the first iteration: `records` themselves, or, of a later one, those in the file."""
-    return texts(records) if records[0].iteration == 1 else ends(kept, len(records))[0]
+    """The texts of iteration 1: of `records`, or if they are of a later one, of the file's first.
 
-
-def ends(kept: Path, count: int) -> list[tuple[list[str], list[str]]]:
-    """The texts of the first and of the last `count` records of a file; all hosts read it."""
-    hosts.wait(f"{kept.name} is to be read")  # the first host writes it
-    records = read_records(kept, Rollout)
-    hosts.wait(f"{kept.name} is read")
-    return [texts(records[:count]), texts(records[-count:])]
+    No more than these are read, since others may be about to be written.
+    """
+    if records[0].iteration > 1:
+        lines = itertools.islice(json_lines(kept), len(records))
+        records = [parse(Rollout, value, where) for where, value in lines]
+    return texts(records)
 
 
 def append(path: Path, records: Iterable[Rollout]) -> None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cai_jax.generation.distribution import Filter, mode_of
-from cai_jax.generation.preference import end_scores
+from cai_jax.generation.preference import check_models, end_scores
 from cai_jax.generation.slots import NO_TOKEN, Slots, decode, prefill
 from cai_jax.models import transformer
 from cai_jax.models.cache import Past
@@ -161,13 +161,22 @@ def make_rollout(
     return respond
 
 
-def make_judge(judge: LanguageModel, eos_id: int) -> Callable[[Any], jax.Array]:
+def make_judge(
+    judge: LanguageModel, policy: LanguageModel, ids: Sequence[Sequence[int]], room: int
+) -> Callable[[Any], jax.Array]:
     """A compiled program from an experience to the scores [B] of another preference model.
 
     Args:
         judge: on the devices of the experience.
-        eos_id: ends a response, and is where a text is scored.
+        policy: whose responses it reads.
+        ids: of the prompts.
+        room: tokens that follow a prompt, at most.
+
+    Raises:
+        InputError: as `check_models`.
     """
+    check_models(policy, judge, ids, room, "judge")
+    eos_id = policy.tokenizer.eos_id
 
     @jax.jit
     def scores(params: Params, experience: Any) -> jax.Array:

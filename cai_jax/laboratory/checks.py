@@ -12,6 +12,7 @@ from cai_jax.laboratory.measured import (
     accuracy,
     number,
     of_model,
+    ratio,
     score,
     values_of,
 )
@@ -24,7 +25,7 @@ def _general_gain(run: Run) -> float:
     general, every = (
         score(run, step, chains, 4) - score(run, step, chains, 0) for chains in ("general", "m")
     )
-    return general / every
+    return ratio(general, every)
 
 
 def _broken(step: str) -> Measure:

@@ -19,6 +19,7 @@ from cai_jax.laboratory.measured import (
     mean,
     number,
     of_model,
+    ratio,
     score,
     stock_share,
     values_of,
@@ -114,7 +115,7 @@ def the_first_revision_brings_most(runs: Sequence[Run]) -> list[Part]:
 def first_share(chains: str) -> Measure:
     """Of the gain of revision 4, the part that revision 1 brings."""
     step = "revision_scores"
-    return lambda run: _gain(run, step, chains, 1) / _gain(run, step, chains)
+    return lambda run: ratio(_gain(run, step, chains, 1), _gain(run, step, chains))
 
 
 def helpfulness_falls(runs: Sequence[Run]) -> list[Part]:
@@ -140,7 +141,7 @@ def more_principles_bring_diversity(runs: Sequence[Run]) -> list[Part]:
 
     def changed(run: Run) -> float:
         many, one = (score(run, step, chains, 4) for chains in ("16", "1"))
-        return (many - one) / _gain(run, step, "16")
+        return ratio(many - one, _gain(run, step, "16"))
 
     def diversity(run: Run) -> float:
         many, one = (number(run, step, "distinct_2", chains, 4) for chains in ("16", "1"))
@@ -161,7 +162,7 @@ def critiques_help_small_models(runs: Sequence[Run]) -> list[Part]:
         return score(run, step, size, 4) - score(run, step, f"direct_{size}", 4)
 
     def tied(run: Run) -> float:
-        return better(run, "m") / _gain(run, step, "m")
+        return ratio(better(run, "m"), _gain(run, step, "m"))
 
     return [
         above(

@@ -75,6 +75,11 @@ def stock_share(run: Run, model: str) -> float:
     return of_model(run, "variants", model, "boilerplate_rate") / explained
 
 
+def ratio(part: float, whole: float) -> float:
+    """The quotient; nan where there is no whole, of which no claim holds."""
+    return part / whole if whole else float("nan")
+
+
 Measure = Callable[[Run], float]
 
 

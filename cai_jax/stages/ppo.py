@@ -102,7 +102,6 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.data.bad_records import BadRecords
     from cai_jax.generation.preference import check_models
     from cai_jax.models import placing, score_statistics
-    from cai_jax.models.language_model import LanguageModel
     from cai_jax.text import phrases
     from cai_jax.text.refusals import opens_with_refusal
 
@@ -171,9 +170,9 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
                 placing.fetch(experience), iteration, drawn, reference.tokenizer
             )
             metrics["evasive"] = np.mean([opens_with_refusal(r.response) for r in records])
-            # The first responses are the reference's, and always kept.
             first_said = first_said or phrases.said(*rollouts.first_texts(kept, records))
-            metrics |= phrases.measures(first_said, phrases.said(*rollouts.texts(records)))
+            said = phrases.said(*rollouts.texts(records))
+            metrics |= phrases.measures(first_said, said)
             is_kept = (iteration - 1) % config.record_every == 0 or iteration == config.iterations
             if judge and is_kept:
                 scores, judged = placing.fetch((experience.scores, judge(experience)))
@@ -184,6 +183,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
             rollouts.append(folder / "samples.jsonl", records[: config.sample_texts])
             if is_kept:
                 rollouts.append(kept, records)
+                artifact.write_json(folder / "phrases.json", phrases.spread(first_said, said))
             alarm = goodhart.first_alarm(history)
             if alarm and alarm.after.iteration == iteration:
                 print(f"{folder.name}: ALARM: {alarm}", file=sys.stderr)
@@ -196,9 +196,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
                     responses=responses,
                 )
             if config.snapshot_every and iteration % config.snapshot_every == 0:
-                policy = LanguageModel(
-                    reference.config, state.params["policy"], reference.tokenizer
-                )
+                policy = reference._replace(params=state.params["policy"])
                 checkpoints.save_model(folder, policy, checkpoints.snapshot_name(iteration))
                 saves.model = folder / checkpoints.snapshot_name(iteration)
             if saves.due(iteration):
@@ -206,11 +204,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
                 at |= {"moments": moments, "offset": offset, "scale": scale}
                 saves.save(iteration, state, at)
             progress.advance(1, "score {score:.3f}, KL {kl:.3f}".format(**history[-1]))
-    grown = phrases.joined(
-        phrases.grown(*(phrases.said(*t) for t in rollouts.ends(kept, responses)))
-    )
-    artifact.write_json(folder / "phrases.json", [phrase._asdict() for phrase in grown])
-    policy = LanguageModel(reference.config, state.params["policy"], reference.tokenizer)
+    policy = reference._replace(params=state.params["policy"])
     checkpoints.save_model(folder, policy)
     return {
         "records": config.iterations * responses,
@@ -229,14 +223,12 @@ def load_judge(
 ) -> Callable[[Any], jax.Array] | None:
     """A program from an experience to the judge's scores [B] of its responses; None: no judge."""
     from cai_jax import checkpoints
-    from cai_jax.generation.preference import check_models
     from cai_jax.generation.rollout import make_judge
 
     if not reference:
         return None
     judge = checkpoints.in_format(checkpoints.load_model(reference, mesh), config.dialogue_format)
-    check_models(policy, judge, fitted.ids, config.max_new_tokens + 1, "judge")
-    return make_judge(judge, policy.tokenizer.eos_id)
+    return make_judge(judge, policy, fitted.ids, config.max_new_tokens + 1)
 
 
 def check(config: ConfigDict, inputs: dict[str, Any]) -> None:

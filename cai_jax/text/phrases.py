@@ -132,5 +132,10 @@ def joined(phrases: Sequence[Grown]) -> list[Grown]:
     return sorted(longer, key=lambda one: (-one.last, one.phrase))
 
 
+def spread(first: Said, last: Said) -> list[dict[str, str | float]]:
+    """The phrases that have grown, joined, as objects for a file."""
+    return [one._asdict() for one in joined(grown(first, last))]
+
+
 def _runs(words: Sequence[str], n: int) -> list[str]:
     return [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]

@@ -1,4 +1,5 @@
 import json
+import os
 import time
 
 import pytest
@@ -50,3 +51,16 @@ def test_the_record_is_json_that_is_there_as_a_whole(tmp_path):
     with goodput.clocked(tmp_path, time.monotonic()) as update:
         update()
         assert len(json.loads((tmp_path / "_logs" / "runs.json").read_text())) == 1
+
+
+def test_of_a_killed_run_what_it_saved_counts(tmp_path):
+    assert goodput.saved_seconds(tmp_path / "none", 1000.0, 7.0) == 0
+    for name, at in (("00000010/position.json", 1030.0), ("blocks/00000001.json", 1020.0)):
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.touch()
+        os.utime(path, (at, at))
+    (tmp_path / "step.json").touch()  # written when a run begins, not when something is saved
+    assert goodput.saved_seconds(tmp_path, 1000.0, 7.0) == 37
+    # A run that saved nothing more.
+    assert goodput.saved_seconds(tmp_path, 2000.0, 37.0) == 37

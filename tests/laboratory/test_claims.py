@@ -128,6 +128,15 @@ def test_what_seeds_disagree_about_does_not_hold():
     assert part.interval.high - part.interval.value == pytest.approx(4.302653 * 5.0, rel=1e-5)
 
 
+def test_without_any_gain_no_share_of_it_holds():
+    runs = make_runs()
+    for run in runs:
+        run["revision_scores"]["chains"]["m"] = [
+            dict.fromkeys(("harmless", "helpful", "hh"), 1.0)
+        ] * 5
+    assert claims.results(runs)[4].verdict == "did not hold"
+
+
 def test_what_was_not_run_is_not_tested():
     runs = make_runs()
     for run in runs:

@@ -78,6 +78,21 @@ def test_harmful_text_is_behind_a_click(browser):
     assert browser.text("#position") == "1 of 12"
 
 
+def test_what_the_page_leaves_out_is_said(browser, page):
+    revealed(browser)
+    assert browser.text("#left-out") == "All 12 records of revise/chains.jsonl."
+    config = report.default_config()
+    config.num_records = 5
+    short = page.with_name("short.html")
+    short.write_text(report.page(config, *report.discover(page.parent / "w")), "utf-8")
+    browser.open(short.as_uri())
+    revealed(browser)
+    assert browser.text("#position") == "1 of 5"
+    assert browser.text("#left-out") == (
+        "This page holds 5 of 12 records, evenly spaced; revise/chains.jsonl has all."
+    )
+
+
 def test_text_is_shown_as_it_is(browser):
     revealed(browser)
     assert record(browser).count(HOSTILE) >= 5

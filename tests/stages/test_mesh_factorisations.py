@@ -162,11 +162,13 @@ def test_losses_and_gradients_on_three_axes(kind):
 def greedy(mesh):
     start = params()
     placed = jax.device_put(start, sharding.tree_shardings(start, mesh))
-    model = LanguageModel(MODEL, placed, types.SimpleNamespace(eos_id=0))
+    tokenizer = types.SimpleNamespace(eos_id=0, bos_id=0, stops=(), decode=str)
+    model = LanguageModel(MODEL, placed, tokenizer)
     prompts = [list(map(int, random_tokens(n + 2))) for n in range(ROWS)]
     keys = jax.random.key(0), range(ROWS)
     settings = SamplingSettings(6, 0.0)
     answers = generate(model, prompts, settings, keys, batch_size=ROWS, mesh=mesh)
+    assert len({tuple(answer.token_ids) for answer in answers}) > ROWS // 2
     return [list(answer.token_ids) for answer in answers]
 
 
