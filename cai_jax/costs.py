@@ -13,7 +13,7 @@ Parameters are float32 always:
     gradients     4 P / S (twice where parts of a batch are summed), and 2 P / S for the cast
                   weights that the backward pass reads in bfloat16
 Training keeps all activations for the backward pass, and has one more layer's at work:
-    activations   R T / C ((L + 1) (16 D + 2 b D + ((4 + b) N T + b (6 F + 2 N H + 2 K H)) / tensor)
+    activations   R T / C ((L + 1) (16 D + 2 b D + b (N T + 6 F + 3 N H + 2 K H) / tensor)
                   + (8 + b) D); with remat "layer", 2 b D for L + 1 layers and the rest once
 Sampling:
     cache         2 b L K H R T / (C tensor), twice while it grows from the prompt to its length
@@ -153,7 +153,7 @@ def _training_activations(
     config: ModelConfig, mesh: Mapping[str, int], rows: int, length: int
 ) -> float:
     c, b = config, _bytes(config)
-    heads = (4 + b) * c.heads * length + 2 * b * (c.heads + c.kv_heads) * c.head_dim
+    heads = b * c.heads * length + b * (3 * c.heads + 2 * c.kv_heads) * c.head_dim
     split = (heads + 6 * b * c.hidden) / _size(mesh, "tensor")
     layer = 16 * c.width + 2 * b * c.width + split
     if c.remat == "layer":

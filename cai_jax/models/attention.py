@@ -40,9 +40,9 @@ class Attention(nn.Module):
         value_kernel = self._array("value", into, (c.width, c.kv_heads, c.head_dim))
         out_kernel = self._array("out", out_of, (c.heads, c.head_dim, c.width))
 
-        queries = jnp.swapaxes(project(x, query_kernel), 1, 2)  # [B, N, T, H]
-        keys = jnp.swapaxes(project(x, key_kernel), 1, 2)  # [B, K, S, H]
-        values = jnp.swapaxes(project(x, value_kernel), 1, 2)
+        projected = project(x, query_kernel, key_kernel, value_kernel)
+        # [B, N, T, H], [B, K, S, H], [B, K, S, H]
+        queries, keys, values = (jnp.swapaxes(made, 1, 2) for made in projected)
         into_heads = "btd,dr->btr", "btr,rnh->bnth"
         queries = with_adapter(self, "query", x, queries, *into_heads)
         keys = with_adapter(self, "key", x, keys, *into_heads)
@@ -71,7 +71,7 @@ class Attention(nn.Module):
             attended = _attend(by_group, keys, values, bias, c.attention_soft_cap, past)
         attended = attended.reshape(batch, c.heads, length, c.head_dim)
         beside = jnp.swapaxes(attended, 1, 2).reshape(batch, length, -1)  # [B, T, N H]
-        made = project(beside, out_kernel.reshape(-1, c.width))
+        (made,) = project(beside, out_kernel.reshape(-1, c.width))
         made = with_adapter(self, "out", attended, made, "bnth,nhr->btr", "btr,rd->btd")
         if c.out_bias:
             made += self._bias("out_bias", (c.width,))

@@ -42,15 +42,20 @@ def with_adapter(
     return product + jnp.einsum(out_of, jnp.einsum(into, x, a), b)
 
 
-def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., D] times kernel [D, ...], to [..., ...], as one product of two matrices.
+def project(x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
+    """x [..., D] times each kernel [D, ...], to [..., ...], as products of two matrices.
 
-    With the tokens of all rows as one axis, the gradient by the kernel is such a product too; of
-    three axes XLA on a CPU would write both of its operands once more, transposed.
+    With the tokens of all rows as one axis, the gradient by a kernel is such a product too; of
+    three axes XLA on a CPU would write both of its operands once more, transposed. Kernels of one
+    call keep one copy of x for that gradient.
     """
     width = x.shape[-1]
-    product = x.reshape(-1, width) @ kernel.reshape(width, -1)
-    return product.reshape(*x.shape[:-1], *kernel.shape[1:])
+    rows = x.reshape(-1, width)
+    products = [rows @ kernel.reshape(width, -1) for kernel in kernels]
+    return [
+        product.reshape(*x.shape[:-1], *kernel.shape[1:])
+        for product, kernel in zip(products, kernels, strict=True)
+    ]
 
 
 class Embedder(nn.Module):
@@ -162,13 +167,14 @@ class MLP(nn.Module):
         up = self.param("up", into, (c.width, c.hidden), jnp.float32).astype(c.dtype)
         down = self.param("down", out_of, (c.hidden, c.width), jnp.float32).astype(c.dtype)
         into_hidden = "btd,dr->btr", "btr,rf->btf"
-        upwards = with_adapter(self, "up", x, project(x, up), *into_hidden)
         if c.gated:
-            gates = with_adapter(self, "gate", x, project(x, gate), *into_hidden)
-            inside = act(self._biased(gates, "gate_bias")) * self._biased(upwards, "up_bias")
+            gates, upwards = project(x, gate, up)
+            gates = with_adapter(self, "gate", x, gates, *into_hidden)
         else:
-            inside = act(self._biased(upwards, "up_bias"))
-        made = project(inside, down)
+            (upwards,) = project(x, up)
+        upwards = self._biased(with_adapter(self, "up", x, upwards, *into_hidden), "up_bias")
+        inside = act(self._biased(gates, "gate_bias")) * upwards if c.gated else act(upwards)
+        (made,) = project(inside, down)
         made = with_adapter(self, "down", inside, made, "btf,fr->btr", "btr,rd->btd")
         return self._biased(made, "down_bias")
 
