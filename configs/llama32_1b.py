@@ -7,7 +7,7 @@ The pretrained model is meta-llama/Llama-3.2-1B, the helpful-only one its -Instr
 refuses much by itself (--config.helpful_model= takes another). Both ask for a licence on the hub.
 
 Hardware: one H100 of 80 GB.
-Memory: computed: at most 48 GiB on each device.
+Memory: computed: at most 40 GiB on each device.
 Time: computed: about 7 h for 42,496 prompts of 100 tokens.
 Expected: revisions that are milder than the responses, and labels a little better than chance.
 Not run by us.

@@ -7,7 +7,7 @@ The pretrained model is Qwen/Qwen2.5-0.5B, the helpful-only one its -Instruct va
 been taught some harmlessness already (--config.helpful_model= takes another).
 
 Hardware: one H100 of 80 GB.
-Memory: computed: at most 42 GiB on each device.
+Memory: computed: at most 32 GiB on each device.
 Time: computed: about 2 h for 42,496 prompts of 100 tokens.
 Expected: revisions that are milder than the responses, and labels a little better than chance.
 Not run by us.

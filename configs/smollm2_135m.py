@@ -7,7 +7,7 @@ The pretrained model is HuggingFaceTB/SmolLM2-135M, the helpful-only one its -In
 few hundred MB from the hub; --config.model= and --config.helpful_model= take folders too).
 
 Hardware: a laptop: 8 cores, 16 GB, no accelerator (assumed: 0.5 TFLOP/s, 50 GB/s).
-Memory: computed: at most 11 GiB on each device.
+Memory: computed: at most 9 GiB on each device.
 Time: computed: about 11 h for 500 prompts of 100 tokens.
 Expected: formats and counts as with larger models. A model of this size seldom criticises to the
 point; do not read the texts as a result.
