@@ -54,6 +54,7 @@ def parser() -> command_line.Parser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the job."""
     args = parser().parse_args(arguments)
+    command_line.keep_compiled()
 
     from cai_jax.generation.settings import SamplingSettings
 

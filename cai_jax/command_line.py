@@ -35,6 +35,16 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace --out and --stats")
 
 
+def keep_compiled() -> None:
+    """Keeps compiled programs from one process to the next, in a folder of the user's cache.
+
+    To be called before jax is imported. JAX_COMPILATION_CACHE_DIR names another folder; jax's own
+    options say what is kept (by default what took a second or more to compile).
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(home) / "cai_jax" / "compiled"))
+
+
 def seed(text: str) -> int:
     """The type of --seed: a random key takes 32 bits, and larger numbers would repeat others."""
     number = int(text)

@@ -10,6 +10,7 @@ the sample's number: not on the other lines or the batch size.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ def parser() -> command_line.Parser:
     flags.add_argument("--temperature", type=float, default=1.0, help="0: the most probable token")
     flags.add_argument("--top_p", type=float, default=1.0, help="nucleus sampling; 1: off")
     flags.add_argument("--top_k", type=int, default=0, help="the k most probable tokens; 0: off")
+    flags.add_argument(
+        "--min_p", type=float, default=0.0, help="tokens this share as probable as the best; 0: all"
+    )
     flags.add_argument("--num_samples", type=int, default=1, help="completions of each prompt")
     flags.add_argument(
         "--seed", type=command_line.seed, default=0, help="other seeds, other samples"
@@ -38,6 +42,12 @@ def parser() -> command_line.Parser:
         "--stop", action="append", default=[], help="text ends before this; may be repeated"
     )
     flags.add_argument("--batch_size", type=int, default=128, help="completions at a time")
+    flags.add_argument(
+        "--memory", type=float, default=0.0, help="GiB of keys and values at most; 0: no bound"
+    )
+    flags.add_argument(
+        "--kv_cache", choices=("model", "int8"), default="model", help="what keys and values are in"
+    )
     return flags
 
 
@@ -45,15 +55,18 @@ def parser() -> command_line.Parser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the job."""
     args = parser().parse_args(arguments)
+    command_line.keep_compiled()
 
     from cai_jax.generation.settings import SamplingSettings, Stats
 
     settings = SamplingSettings(
-        args.max_new_tokens, args.temperature, args.top_k, args.top_p, tuple(args.stop)
+        args.max_new_tokens, args.temperature, args.top_k, args.top_p, tuple(args.stop), args.min_p
     )
     for name in ("num_samples", "batch_size"):
         if getattr(args, name) < 1:
             raise InputError(f"{name}: expected at least 1, found {getattr(args, name)}")
+    if not 0 <= args.memory < float("inf"):
+        raise InputError(f"memory: expected 0 (no bound) or more, found {args.memory}")
     command_line.check_outputs((args.out, args.stats), args.overwrite)
     records = read_prompts(args.prompts)
 
@@ -85,6 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             (base_key(args.seed, "generate"), ids),
             batch_size=args.batch_size,
             names=[f"{where}: prompt" for where, _ in records for _ in samples],
+            memory=int(args.memory * 2**30) or None,
+            eight_bits=args.kv_cache == "int8",
+            announce=lambda plan: print(plan, file=sys.stderr) if sys.stderr.isatty() else None,
             stats=stats,
             progress=progress,
         )

@@ -187,60 +187,40 @@ def ppo_programs(
 
 
 def decode_programs(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> list[Program]:
-    """Prefill and decoding of one batch of a step that samples, to its full length."""
+    """Prefill and decoding of all slots of a step that samples, to the longest completion."""
     import jax
 
     from cai_jax.core import sharding
     from cai_jax.core.abstract import parameter_count, placed_as
-    from cai_jax.generation import batching, sampler
-    from cai_jax.generation.distribution import Filter, mode_of
+    from cai_jax.generation import batching, engine, placing, slots
+    from cai_jax.generation.distribution import mode_of
+    from cai_jax.models.cache import Past
 
     rows = config.batch_size
     check_rows("batch_size", rows, sharding.batch_parts(mesh))
     limits = [n for n in config if n.startswith("max_") and n.endswith("_tokens")]
     new = max(config[name] for name in limits)
-    room, length = batching.bucket(new), PROMPT_TOKENS
+    length = PROMPT_TOKENS
+    span = batching.bucket(length + new, engine.SMALLEST_SPAN)
     params = checkpoints.abstract_params(model, preference_model=False)
     params = placed_as(params, sharding.tree_shardings(params, mesh))
-    by_row = sampler.rows_sharding(mesh)
-    shape = np.zeros((rows, length), np.int32)
-    tokens, mask, done, uniform = placed_as(
-        (shape, shape, np.zeros(rows, bool), np.zeros((rows, room), np.float32)), by_row
+    by_row, whole = placing.rows_sharding(mesh), sharding.replicated(mesh)
+    tokens, counts, of_slots = placed_as(
+        (np.zeros((rows, length), np.int32), np.zeros(rows, np.int32), engine.no_slots(rows, 8)),
+        by_row,
     )
-    state = jax.eval_shape(
-        lambda *arrays: sampler.start_jit(arrays[0], model, *arrays[1:], room, mesh),
-        *(params, tokens, mask, done),
-    )
-    whole = sharding.replicated(mesh)
-    layouts = {name: whole if name == "step" else by_row for name in state._fields}
-    layouts["cache"] = cache_shardings(state.cache, mesh)
-    state = type(state)(**{n: placed_as(x, layouts[n]) for n, x in state._asdict().items()})
-    stops, limit, number = placed_as((np.zeros(1, np.int32), np.int32(new), np.float32(1)), whole)
-    filters = Filter(temperature=number, top_k=limit, top_p=number)
+    past = jax.eval_shape(lambda: slots.empty(model, rows, span))
+    by_head = placing.heads_sharding(mesh, model.kv_heads, 0 if type(past.keys) is tuple else 1)
+    past = Past(placed_as(past.keys, by_head), placed_as(past.values, by_head), None)
+    limit, until = placed_as((np.int32(new), np.int32(rows)), whole)
     mode = mode_of(config.temperature, config.top_k, config.top_p)
     useful = 2.0 * parameter_count(params) * rows
-    prefill = (params, model, tokens, mask, done, room, mesh)
-    decode = (params, model, state, uniform, filters, stops, limit, mode, mesh)
+    prefill = (params, model, tokens, counts, mesh)
+    decode = (params, model, past, of_slots, limit, until, mode, mesh)
     return [
-        Program("prefill", sampler.start_jit, prefill, (), rows * length, useful * length, 1),
-        Program("decode", sampler.decode_jit, decode, (), rows * new, useful * new, new),
+        Program("prefill", slots.prefill_jit, prefill, (), rows * length, useful * length, 1),
+        Program("decode", slots.decode_jit, decode, (), rows * new, useful * new, new),
     ]
-
-
-def cache_shardings(cache: Any, mesh: Mesh) -> Any:
-    """As the sampler lays a cache out: heads that do not divide are whole on every device."""
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    from cai_jax.core import sharding
-
-    heads = "tensor" if cache.keys.shape[-3] % mesh.shape["tensor"] == 0 else None
-    by_head = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH, heads))
-    return type(cache)(
-        keys=by_head,
-        values=by_head,
-        valid=sharding.batch_sharding(mesh),
-        length=sharding.replicated(mesh),
-    )
 
 
 def on_accelerator(model: ModelConfig, attention: str) -> ModelConfig:

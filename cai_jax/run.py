@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from cai_jax import __version__, checkpoints, hosts, inputs, planner, shapes, summary
+from cai_jax import __version__, checkpoints, command_line, hosts, inputs, planner, shapes, summary
 from cai_jax.core import artifact, configuration, goodput, monitoring, termination
 from cai_jax.core.lock import locked
 from cai_jax.core.progress import duration
@@ -98,6 +98,7 @@ def main(arguments: Sequence[str] | None = None, load_stage: LoadStage = load_st
     """
     started = time.monotonic()
     options, overrides = parse(arguments)
+    command_line.keep_compiled()
     others = hosts.asked(options.coordinator, options.num_hosts, options.host, os.environ)
     # A plan needs no other hosts, and no devices.
     with hosts.together(None if options.dry_run else others, options.heartbeat_timeout):

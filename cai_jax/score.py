@@ -33,6 +33,7 @@ def parser() -> command_line.Parser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the job."""
     args = parser().parse_args(arguments)
+    command_line.keep_compiled()
     if args.batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, found {args.batch_size}")
     command_line.check_outputs((args.out, args.stats), args.overwrite)

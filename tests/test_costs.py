@@ -11,7 +11,7 @@ import pytest
 from cai_jax import costs
 from cai_jax.algorithms import losses
 from cai_jax.errors import InputError
-from cai_jax.generation import sampler
+from cai_jax.generation import slots
 from cai_jax.models import transformer
 from cai_jax.models.config import ModelConfig
 from cai_jax.shapes import Model
@@ -102,18 +102,18 @@ def test_kept_activations_are_those_of_the_backward_pass(dtype):
 )
 def test_the_prefill_takes_what_xla_says_or_up_to_half_more(config, rows, length, room):
     params, count = abstract(config)
-    start = jax.jit(lambda *arguments: sampler.start(arguments[0], config, *arguments[1:], room))
-    tokens = batch(rows, length + 1)
-    done = jax.ShapeDtypeStruct((rows,), bool)
-    found = start.lower(params, tokens, tokens, done).compile().memory_analysis()
+
+    tokens, counts = batch(rows, length), jax.ShapeDtypeStruct((rows,), jnp.int32)
+    found = slots.prefill_jit.lower(params, config, tokens, counts).compile().memory_analysis()
     model = Model(config, count, "")
     memory = costs.sampling_memory(model, ONE, rows, length)
-    cache = costs.sampling_memory(model, ONE, rows, length + room).cache
-    ratio = (memory.activations + cache) / (found.temp_size_in_bytes + found.output_size_in_bytes)
+    past = jax.eval_shape(lambda: slots.empty(config, rows, length + room))
+    held = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(past))
+    taken = found.temp_size_in_bytes + found.output_size_in_bytes
+    ratio = (memory.activations + memory.cache) / taken
     assert 0.95 < ratio < 1.5
     assert memory.weights == pytest.approx(found.argument_size_in_bytes, rel=0.02)
-    keys = jax.eval_shape(start, params, tokens, tokens, done).cache
-    held = sum(math.prod(a.shape) * a.dtype.itemsize for a in (keys.keys, keys.values))
+    cache = costs.sampling_memory(model, ONE, rows, length + room).cache
     assert held == costs.cache_bytes(config, rows, length + room) == cache / 2
 
 

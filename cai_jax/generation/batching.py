@@ -93,6 +93,19 @@ def right_aligned(
     return tokens, mask
 
 
+def pad_right(
+    texts: Sequence[Sequence[int] | np.ndarray], rows: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [rows, width], padded on the right, and how many; the last text fills the rows."""
+    tokens = np.zeros((rows, width), np.int32)
+    counts = np.zeros(rows, np.int32)
+    for row in range(rows):
+        text = texts[min(row, len(texts) - 1)]
+        tokens[row, : len(text)] = text
+        counts[row] = len(text)
+    return tokens, counts
+
+
 def checked_prompts(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],

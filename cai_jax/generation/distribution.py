@@ -1,4 +1,4 @@
-"""From logits [B, V] to one token a row: temperature, top-k, top-p, and an exact draw.
+"""From logits [B, V] to one token a row: temperature, top-k, top-p, min-p, and an exact draw.
 
 The draw inverts the cumulative distribution at one uniform number a row. On a CPU this costs a
 tenth of Gumbel noise for every token of the vocabulary (`jax.random.categorical`).
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 Mode = Literal["greedy", "sample", "filter"]
-"""What is compiled: argmax only, sampling, or sampling with top-k and top-p."""
+"""What is compiled: argmax only, sampling, or sampling with top-k, top-p and min-p."""
 
 BLOCK = 32  # tokens summed at a time by the draw
 
@@ -27,15 +27,17 @@ class Draw(NamedTuple):
 class Filter(NamedTuple):
     """The sampling settings that are data of the compiled program."""
 
-    temperature: jax.Array  # [B] or []; 0: argmax
-    top_k: jax.Array  # [] int32; V or more: off
-    top_p: jax.Array  # [] float32; 1: off
+    temperature: jax.Array  # [B] or [], as all of them; 0: argmax
+    top_k: jax.Array  # int32; V or more: off
+    top_p: jax.Array  # float32; 1: off
+    min_p: jax.Array | float = 0.0  # float32; 0: off
 
 
-def uniforms(keys: jax.Array, count: int) -> jax.Array:
+def uniforms(keys: jax.Array, count: int, first: jax.Array | None = None) -> jax.Array:
     """Uniform numbers [B, count] in [0, 1): number t of a row depends on its key and t alone.
 
-    It is the first word of `fold_in(key, t)`; nothing else is drawn from that folded key.
+    It is the first word of `fold_in(key, t)`; nothing else is drawn from that folded key. The row
+    begins with number first [B]; by default 0.
     """
 
     def draw(key, index):
@@ -43,7 +45,9 @@ def uniforms(keys: jax.Array, count: int) -> jax.Array:
         return (word >> 8).astype(jnp.float32) * 2.0**-24
 
     over_tokens = jax.vmap(draw, in_axes=(None, 0))
-    return jax.vmap(over_tokens, in_axes=(0, None))(keys, jnp.arange(count))
+    if first is None:
+        return jax.vmap(over_tokens, in_axes=(0, None))(keys, jnp.arange(count))
+    return jax.vmap(over_tokens)(keys, first[:, None] + jnp.arange(count))
 
 
 def draw(logits: jax.Array, uniform: jax.Array, filters: Filter, mode: Mode) -> Draw:
@@ -52,7 +56,7 @@ def draw(logits: jax.Array, uniform: jax.Array, filters: Filter, mode: Mode) -> 
     Args:
         logits: [B, V] float32.
         uniform: [B] in [0, 1), from `uniforms`.
-        filters: temperature, top-k and top-p.
+        filters: temperature, top-k, top-p and min-p, of all rows or of each.
         mode: which of them can matter; `mode_of` tells.
 
     Returns:
@@ -72,6 +76,9 @@ def draw(logits: jax.Array, uniform: jax.Array, filters: Filter, mode: Mode) -> 
         weights = jnp.exp(-below_tempered)
         if mode == "filter":
             weights = keep_top(below_tempered, weights, filters.top_k, filters.top_p)
+            # The highest weight is 1 (Nguyen et al. 2024).
+            least = jnp.broadcast_to(filters.min_p, uniform.shape)
+            weights = jnp.where(weights >= least[:, None], weights, 0.0)
         token = jnp.where(sampled, invert_cumulative(weights, uniform), token)
         tempered = jnp.where(
             sampled, -_at(below_tempered, token) - jnp.log(jnp.sum(weights, axis=-1)), 0.0
@@ -79,11 +86,11 @@ def draw(logits: jax.Array, uniform: jax.Array, filters: Filter, mode: Mode) -> 
     return Draw(token, -_at(below, token) - jnp.log(partition), tempered)
 
 
-def mode_of(temperature: float, top_k: int, top_p: float) -> Mode:
+def mode_of(temperature: float, top_k: int, top_p: float, min_p: float = 0.0) -> Mode:
     """The smallest program that serves these settings."""
     if temperature == 0:
         return "greedy"
-    return "filter" if top_k > 0 or top_p < 1 else "sample"
+    return "filter" if top_k > 0 or top_p < 1 or min_p > 0 else "sample"
 
 
 def keep_top(below: jax.Array, weights: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
@@ -92,14 +99,21 @@ def keep_top(below: jax.Array, weights: jax.Array, top_k: jax.Array, top_p: jax.
     Args:
         below: [B, V] >= 0: how far each logit lies below the row's highest.
         weights: [B, V] exp(-below).
-        top_k: []: how many to keep; ties of the last are kept too.
-        top_p: []: the mass to keep, as a share of what top-k left (Holtzman et al. 2019).
+        top_k: [] or [B]: how many to keep; ties of the last are kept too.
+        top_p: [] or [B]: the mass to keep, as a share of what top-k left (Holtzman et al. 2019).
     """
-    ones = jnp.ones_like(weights)
-    needed = jnp.full(weights.shape[:1], top_k, weights.dtype)
-    weights = jnp.where(_nearest(below, ones, needed), weights, 0.0)
-    needed = jnp.where(top_p < 1, top_p * jnp.sum(weights, axis=-1), jnp.inf)
-    return jnp.where(_nearest(below, weights, needed), weights, 0.0)
+
+    def within_k(weights):
+        needed = jnp.full(weights.shape[:1], top_k, weights.dtype)
+        return jnp.where(_nearest(below, jnp.ones_like(weights), needed), weights, 0.0)
+
+    def within_p(weights):
+        needed = jnp.where(top_p < 1, top_p * jnp.sum(weights, axis=-1), jnp.inf)
+        return jnp.where(_nearest(below, weights, needed), weights, 0.0)
+
+    # What no row asks for is not computed.
+    weights = lax.cond(jnp.any(top_k < weights.shape[1]), within_k, lambda same: same, weights)
+    return lax.cond(jnp.any(top_p < 1), within_p, lambda same: same, weights)
 
 
 def _nearest(below: jax.Array, mass: jax.Array, needed: jax.Array) -> jax.Array:

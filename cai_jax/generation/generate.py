@@ -1,29 +1,26 @@
-"""Sampling completions of many prompts: the host's half."""
+"""Sampling completions of many prompts, and sessions that ask for one after the other."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from cai_jax.generation import batching
-from cai_jax.generation.distribution import Filter, mode_of, uniforms
-from cai_jax.generation.sampler import NO_TOKEN, decode_jit, rows_sharding, start_jit
+from cai_jax.generation import batching, engine
+from cai_jax.generation.engine import SMALLEST_SPAN, Request, Session
+from cai_jax.generation.seating import in_order
 from cai_jax.generation.settings import Completion, SamplingSettings, Stats
-from cai_jax.generation.stopping import find_stop, stop_tokens
-from cai_jax.models import placing
+from cai_jax.generation.sizing import plan_slots
 
 if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from cai_jax.generation.sizing import SlotPlan
     from cai_jax.models.language_model import LanguageModel
-
-TEXT_CHECK_STEPS = 16  # tokens between two looks for stop strings that are no single token
 
 Keys = jax.Array | tuple[jax.Array, Iterable[int | str]]
 
@@ -31,58 +28,165 @@ Keys = jax.Array | tuple[jax.Array, Iterable[int | str]]
 def generate(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
-    settings: SamplingSettings,
+    settings: SamplingSettings | Sequence[SamplingSettings],
     keys: Keys,
     *,
     batch_size: int = 128,
     names: Sequence[str] | None = None,
     mesh: Mesh | None = None,
+    memory: int | None = None,
+    eight_bits: bool = False,
+    announce: Callable[[SlotPlan], None] | None = None,
     stats: Stats | None = None,
     progress: batching.Progress | None = None,
 ) -> list[Completion]:
     """Samples one completion of each prompt.
 
-    What a prompt gets depends on the model, the settings, the prompt and its key: not on the other
-    prompts, their order, or the batch size.
+    What a prompt gets depends on the model, its settings, the prompt and its key: not on the other
+    prompts, their order, or the batch size. A prefix that prompts share is computed once.
 
     Args:
         model: on the devices of `mesh`.
         prompts: token ids, as `tokenizer.encode_prompt` gives them. An empty one is given the
             token that begins a text.
-        settings: of all prompts; the tokenizer's own `stops` end texts besides.
+        settings: of all prompts, or one of each; the tokenizer's own `stops` end texts besides.
         keys: one key a prompt [n], or (base key, one record id a prompt); ids are integers or
             strings, and equal ids of equal prompts give equal completions.
-        batch_size: rows decoded at a time.
+        batch_size: slots: completions decoded at a time. A slot whose completion has ended takes
+            the next prompt.
         names: of the prompts in error messages.
-        mesh: splits the rows of a batch; None: one device.
+        mesh: splits the slots; None: one device.
+        memory: bytes of keys and values at most, for which there may be fewer slots; None: as many
+            as batch_size takes.
+        eight_bits: keep keys and values of earlier chunks in 8 bits: half the memory of bfloat16,
+            and other rounding.
+        announce: told what will be allocated, before it is.
         stats: counts are added here.
-        progress: told of each batch of completions.
+        progress: told of completions as they end.
 
     Returns:
         The completions, in the order of the prompts.
 
     Raises:
         InputError: a prompt and max_new_tokens need more positions than the model has, a prompt
-            has tokens that it does not know, or it is a preference model.
+            has tokens that it does not know, it is a preference model, or `memory` holds no slots.
     """
-    settings = dataclasses.replace(settings, stop=(*settings.stop, *model.tokenizer.stops))
-    budgets = [settings.max_new_tokens] * len(prompts)
+    each = [settings] * len(prompts) if isinstance(settings, SamplingSettings) else settings
+    ends = model.tokenizer.stops
+    each = [dataclasses.replace(one, stop=(*one.stop, *ends)) for one in each]
+    budgets = [one.max_new_tokens for one in each]
     prompts = batching.checked_prompts(model, prompts, budgets, "max_new_tokens", names)
+    results: list[Completion | None] = [None] * len(prompts)
+    if not prompts:
+        return []
     with batching.measured(stats) as stats:
-        key_bits = _key_bits(keys, len(prompts))
-        rows = batching.row_count(len(prompts), batch_size, mesh)
-        sample = functools.partial(_sample_batch, model, settings, rows, mesh, stats)
-        results: list[Completion | None] = [None] * len(prompts)
-        for batch in batching.batches([len(prompt) for prompt in prompts], rows):
-            completions = sample([prompts[index] for index in batch], key_bits[batch])
-            for index, completion in zip(batch, completions):
-                results[index] = completion
-            if progress is not None:
-                progress.advance(len(batch))
+        bits = key_bits(keys, len(prompts))
+        requests = [Request(*of_one) for of_one in zip(prompts, each, bits, strict=True)]
+        order = in_order([prompt[:-1] for prompt in prompts])
+        longest = max(len(prompt) + budget for prompt, budget in zip(prompts, budgets))
+        plan = plan_slots(
+            model.config,
+            len(prompts),
+            batch_size,
+            batching.bucket(longest, SMALLEST_SPAN),
+            memory,
+            mesh,
+            eight_bits,
+        )
+        if announce is not None:
+            announce(plan)
+        sessions = (once(requests[number]) for number in order)
+        for place, completion in engine.serve(model, sessions, plan, mesh, stats, progress):
+            results[order[place]] = completion
     return typing.cast(list[Completion], results)
 
 
-def _key_bits(keys: Keys, count: int) -> np.ndarray:
+class Ask(NamedTuple):
+    """A completion that a conversation wants next."""
+
+    prompt: Sequence[int]
+    settings: SamplingSettings
+    key_bits: np.ndarray  # [W] uint32, a row of `key_bits`
+    name: str  # of the record, in error messages
+
+
+Conversation = Generator[Ask, Completion, Any]
+
+
+def converse(
+    model: LanguageModel,
+    conversations: Iterable[Conversation],
+    count: int,
+    *,
+    batch_size: int = 128,
+    mesh: Mesh | None = None,
+    memory: int | None = None,
+    eight_bits: bool = False,
+    stats: Stats | None = None,
+    progress: batching.Progress | None = None,
+) -> list[Any]:
+    """Holds conversations, each of which asks for one completion after the other.
+
+    A conversation is a generator that yields what it asks and is sent the completion; it keeps its
+    slot, so that a prompt that begins as the one before, with what was written, goes on from there.
+    Each completion is the one that `generate` gives for the same prompt, settings and key.
+
+    Args:
+        model: on the devices of `mesh`.
+        conversations: begun in their order, as slots become free.
+        count: how many there are.
+        batch_size: slots.
+        mesh: as in `generate`, like all that follow.
+        memory: bytes of keys and values at most.
+        eight_bits: keep keys and values in 8 bits.
+        stats: counts are added here.
+        progress: told of completions as they end.
+
+    Returns:
+        What the conversations returned, in their order.
+
+    Raises:
+        InputError: as `generate`.
+    """
+    results: list[Any] = [None] * count
+    if not count:
+        return results
+    with batching.measured(stats) as stats:
+        span = batching.bucket(model.config.max_positions, SMALLEST_SPAN)
+        plan = plan_slots(model.config, count, batch_size, span, memory, mesh, eight_bits)
+        sessions = (_session(model, conversation) for conversation in conversations)
+        for number, result in engine.serve(model, sessions, plan, mesh, stats, progress):
+            results[number] = result
+    return results
+
+
+def _session(model: LanguageModel, conversation: Conversation) -> Session:
+    """A conversation with its prompts checked, and the ends of texts that are the tokenizer's."""
+    completion = None
+    while True:
+        try:
+            ask = next(conversation) if completion is None else conversation.send(completion)
+        except StopIteration as over:
+            return over.value
+        settings = dataclasses.replace(
+            ask.settings, stop=(*ask.settings.stop, *model.tokenizer.stops)
+        )
+        [prompt] = batching.checked_prompts(
+            model,
+            [ask.prompt],
+            [settings.max_new_tokens],
+            "max_new_tokens",
+            [f"prompt {ask.name}"],
+        )
+        completion = yield Request(prompt, settings, ask.key_bits)
+
+
+def once(request: Request) -> Session:
+    """The session of one request; it returns the completion."""
+    return (yield request)
+
+
+def key_bits(keys: Keys, count: int) -> np.ndarray:
     """[n, W] raw bits of one key a prompt."""
     if isinstance(keys, tuple):
         bits = batching.record_keys(*keys)
@@ -91,96 +195,3 @@ def _key_bits(keys: Keys, count: int) -> np.ndarray:
     if len(bits) != count:
         raise ValueError(f"{count} prompts need as many keys; got {len(bits)}")
     return bits
-
-
-def _sample_batch(
-    model: LanguageModel,
-    settings: SamplingSettings,
-    rows: int,
-    mesh: Mesh | None,
-    stats: Stats,
-    prompts: list[list[int]],
-    key_bits: np.ndarray,
-) -> list[Completion]:
-    """Completions of at most `rows` prompts, as one batch of that many rows."""
-    tokenizer, config = model.tokenizer, model.config
-    count, budget = len(prompts), settings.max_new_tokens
-    room = batching.bucket(budget)
-    tokens, mask = batching.pad_left(prompts, rows)
-    done = np.arange(rows) >= count
-    key_bits = np.concatenate([key_bits, np.repeat(key_bits[-1:], rows - count, axis=0)])
-
-    place = functools.partial(placing.place, sharding=rows_sharding(mesh))
-    stops, stops_are_tokens = stop_tokens(settings.stop, tokenizer)
-    # An id that no token has keeps the array's shape when there is nothing to stop at.
-    stop_ids = jnp.asarray([tokenizer.eos_id if tokenizer.eos_id is not None else NO_TOKEN, *stops])
-    filters = Filter(
-        jnp.float32(settings.temperature),
-        jnp.int32(min(settings.top_k or config.vocab_size, config.vocab_size)),
-        jnp.float32(settings.top_p),
-    )
-    mode = mode_of(settings.temperature, settings.top_k, settings.top_p)
-    # Nothing is drawn in greedy mode, but the loop still reads a number a step.
-    no_draw = np.zeros((rows, 1), np.float32)
-    uniform = place(no_draw) if mode == "greedy" else _uniforms(place(key_bits), room)
-    state = start_jit(model.params, config, place(tokens), place(mask), place(done), room, mesh)
-    limit = budget if stops_are_tokens else 0
-    while True:
-        limit = min(limit + TEXT_CHECK_STEPS, budget)
-        state = decode_jit(
-            model.params, config, state, uniform, filters, stop_ids, limit, mode, mesh
-        )
-        if limit == budget or bool(jnp.all(state.done)):
-            break
-        done = np.array(placing.fetch(state.done))
-        for row, ids in enumerate(_generated(state.tokens)):
-            if not done[row]:
-                done[row] = find_stop(ids, settings.stop, tokenizer.decode) is not None
-        state = state._replace(done=place(done))
-
-    generated = _generated(state.tokens)[:count]
-    logprobs, tempered = placing.fetch((state.logprobs, state.tempered))
-    completions = [
-        _completion(ids, logprobs[row], tempered[row], settings.stop, tokenizer)
-        for row, ids in enumerate(generated)
-    ]
-    stats.prompt_tokens += sum(len(prompt) for prompt in prompts)
-    stats.forwarded_prompt_tokens += sum(len(prompt) for prompt in prompts)
-    stats.generated_tokens += sum(len(completion.token_ids) for completion in completions)
-    stats.decode_steps += int(state.step)
-    stats.slots = max(stats.slots, rows)
-    return completions
-
-
-@functools.partial(jax.jit, static_argnames="count")
-def _uniforms(key_bits: jax.Array, count: int) -> jax.Array:
-    return uniforms(jax.random.wrap_key_data(key_bits), count)
-
-
-def _generated(tokens: jax.Array) -> list[list[int]]:
-    """The tokens of each row, without what follows its end."""
-    return [[token for token in row if token != NO_TOKEN] for row in placing.fetch(tokens).tolist()]
-
-
-def _completion(
-    ids: list[int],
-    logprobs: np.ndarray,
-    tempered: np.ndarray,
-    stops: Sequence[str],
-    tokenizer: typing.Any,
-) -> Completion:
-    ended = bool(ids) and ids[-1] == tokenizer.eos_id
-    spoken = ids[:-1] if ended else ids
-    stop = find_stop(spoken, stops, tokenizer.decode)
-    if stop is None:
-        text = tokenizer.decode(spoken)
-    else:
-        text, kept = stop
-        ids = ids[:kept]
-    return Completion(
-        text=text,
-        token_ids=ids,
-        logprobs=logprobs[: len(ids)].tolist(),
-        tempered_logprobs=tempered[: len(ids)].tolist(),
-        finish_reason="stop" if ended or stop is not None else "length",
-    )

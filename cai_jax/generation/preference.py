@@ -13,7 +13,7 @@ import numpy as np
 
 from cai_jax.errors import InputError
 from cai_jax.generation import batching
-from cai_jax.generation.sampler import rows_sharding
+from cai_jax.generation.placing import rows_sharding
 from cai_jax.models import placing, transformer
 
 if typing.TYPE_CHECKING:

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cai_jax.generation import batching
+from cai_jax.generation.placing import rows_sharding, split_cache
 from cai_jax.generation.prefixes import NO_NODE, Trie
-from cai_jax.generation.sampler import rows_sharding, split_cache
 from cai_jax.models import placing, transformer
 from cai_jax.models.cache import Cache, init_cache
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cai_jax.generation.distribution import Filter, mode_of, uniforms
+from cai_jax.generation.distribution import Filter, mode_of
 from cai_jax.generation.preference import check_models, end_scores
-from cai_jax.generation.sampler import NO_TOKEN, decode, start
+from cai_jax.generation.slots import NO_TOKEN, Slots, decode, prefill
 from cai_jax.models import transformer
+from cai_jax.models.cache import Past
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.language_model import LanguageModel
 from cai_jax.models.transformer import Params
@@ -56,20 +57,36 @@ def rollout(
         stop_ids: tokens that end a response; they are kept.
         pad_id: fills the rows after their end.
     """
-    batch = tokens.shape[0]
-    state = start(params, config, tokens, mask, jnp.zeros((batch,), bool), max_new_tokens)
-    state = decode(
+    batch, width = tokens.shape
+    counts = jnp.sum(mask.astype(jnp.int32), axis=1)
+    # A slot has its text from column 0 on.
+    columns = jnp.minimum(jnp.arange(width - 1) + (width - counts)[:, None], width - 1)
+    cache = prefill(params, config, jnp.take_along_axis(tokens, columns, axis=1), counts - 1)
+    zeros = jnp.zeros((batch,), jnp.int32)
+    slots = Slots(
+        token=tokens[:, -1].astype(jnp.int32),
+        position=counts - 1,
+        generated=zeros,
+        done=zeros != 0,
+        budget=zeros + max_new_tokens,
+        keys=jax.random.key_data(keys),
+        filters=Filter(jnp.float32(temperature), jnp.int32(config.vocab_size), jnp.float32(1.0)),
+        stop_ids=jnp.broadcast_to(
+            jnp.asarray(stop_ids or (NO_TOKEN,), jnp.int32), (batch, max(len(stop_ids), 1))
+        ),
+    )
+    _, chunk = decode(
         params,
         config,
-        state,
-        uniforms(keys, max_new_tokens),
-        Filter(jnp.float32(temperature), jnp.int32(config.vocab_size), jnp.float32(1.0)),
-        jnp.asarray(stop_ids or (NO_TOKEN,), jnp.int32),
-        jnp.int32(max_new_tokens),
-        mode_of(temperature, top_k=0, top_p=1.0),
+        Past(cache.keys, cache.values, None),
+        slots,
+        limit=jnp.int32(max_new_tokens),
+        until=jnp.int32(batch),
+        mode=mode_of(temperature, top_k=0, top_p=1.0),
+        steps=max_new_tokens,
     )
-    generated = state.tokens != NO_TOKEN
-    return Rollouts(jnp.where(generated, state.tokens, pad_id), state.logprobs, generated)
+    generated = chunk.tokens != NO_TOKEN
+    return Rollouts(jnp.where(generated, chunk.tokens, pad_id), chunk.logprobs, generated)
 
 
 def make_rollout(

@@ -33,7 +33,8 @@ def keep_fitting(
     if long and (on_long == "refuse" or not fitting):
         remedy = "" if on_long == "drop" else ", or leave them out with on_long='drop'"
         raise InputError(
-            f"{what}: expected at most {room} tokens each, found {len(long)} of {len(lengths)} "
-            f"that are longer, the first {names[long[0]]!r} of {lengths[long[0]]}; {why}{remedy}"
+            f"{what}: expected at most {max(room, 0)} tokens each, "
+            f"found {len(long)} of {len(lengths)} that are longer, "
+            f"the first {names[long[0]]!r} of {lengths[long[0]]}; {why}{remedy}"
         )
     return fitting

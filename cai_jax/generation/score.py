@@ -20,8 +20,8 @@ import numpy as np
 from jax import lax
 
 from cai_jax.generation import batching, reuse
+from cai_jax.generation.placing import rows_sharding
 from cai_jax.generation.prefixes import Trie, build_trie
-from cai_jax.generation.sampler import rows_sharding
 from cai_jax.generation.settings import Stats
 from cai_jax.models import placing, transformer
 

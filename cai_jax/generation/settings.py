@@ -9,8 +9,8 @@ from cai_jax.errors import InputError
 class SamplingSettings:
     """How completions are sampled.
 
-    The order is temperature, then top-k, then top-p of what top-k left. Tokens that tie with the
-    last one kept are kept too.
+    The order is temperature, then top-k, then top-p of what top-k left, then min-p. Tokens that tie
+    with the last one kept are kept too.
     """
 
     max_new_tokens: int = 128  # the end-of-text token counts as one
@@ -18,6 +18,7 @@ class SamplingSettings:
     top_k: int = 0  # sample from the k most probable tokens; 0: from all
     top_p: float = 1.0  # sample from the fewest tokens whose probabilities add up to p; 1: from all
     stop: tuple[str, ...] = ()  # the text ends before the first of these to appear
+    min_p: float = 0.0  # sample from tokens this share as probable as the most probable; 0: all
 
     def __post_init__(self):
         """Refuses settings that mean nothing."""
@@ -26,6 +27,7 @@ class SamplingSettings:
             ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1 (off)"),
+            ("min_p", 0 <= self.min_p <= 1, "0 (off) to 1"),
             ("stop", all(self.stop), "texts that are not empty"),
         )
         for name, holds, expected in checks:

@@ -26,7 +26,7 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, state, layer, rotation, bias, start):
+    def __call__(self, x, state, layer, rotation, bias, start, past=None):
         c = self.config
         batch, length, _ = x.shape
         # The head dim counts into the fan-in: attention starts smaller by H^0.5 and near uniform.
@@ -68,7 +68,7 @@ class Attention(nn.Module):
         elif state is None and c.attention_soft_cap is None:
             attended = causal_attention.attend(by_group, *new, bias)
         else:
-            attended = _attend(by_group, keys, values, bias, c.attention_soft_cap)
+            attended = _attend(by_group, keys, values, bias, c.attention_soft_cap, past)
         attended = attended.reshape(batch, c.heads, length, c.head_dim)
         beside = jnp.swapaxes(attended, 1, 2).reshape(batch, length, -1)  # [B, T, N H]
         made = project(beside, out_kernel.reshape(-1, c.width))
@@ -85,8 +85,15 @@ class Attention(nn.Module):
 
 
 def _cached(keys, values, state, layer, start):
-    """Keys [B, K, H, S] and values [B, K, S, H] of the layer with the new ones; the new state."""
+    """Keys [B, K, H, S] and values [B, K, S, H] of the layer with the new ones; the new state.
+
+    The state is of all layers, or, where `layer` is None, of this one.
+    """
     zero = jnp.zeros((), jnp.int32)
+    if layer is None:
+        keys = lax.dynamic_update_slice(state[0], keys, (zero, zero, zero, start))
+        values = lax.dynamic_update_slice(state[1], values, (zero, zero, start, zero))
+        return keys, values, (keys, values)
     all_keys = lax.dynamic_update_slice(state[0], keys[None], (layer, zero, zero, zero, start))
     all_values = lax.dynamic_update_slice(state[1], values[None], (layer, zero, zero, start, zero))
     keys = lax.dynamic_index_in_dim(all_keys, layer, keepdims=False)
@@ -94,19 +101,38 @@ def _cached(keys, values, state, layer, start):
     return keys, values, (all_keys, all_values)
 
 
-def _attend(queries, keys, values, bias, soft_cap):
-    """[B, K, G, T, H] of scaled queries, keys [B, K, H, S], values [B, K, S, H], bias [B, T, S]."""
+def _attend(queries, keys, values, bias, soft_cap, past=None):
+    """[B, K, G, T, H] of scaled queries, keys [B, K, H, S], values [B, K, S, H], bias [B, T, S].
+
+    With a past, of one layer, its columns come first in the bias.
+    """
     batch, kv_heads, groups, length, head_dim = queries.shape
     # The G heads of a group are more rows of one matrix product with their shared keys.
     rows = queries.reshape(batch, kv_heads, groups * length, head_dim)
-    weights = jnp.einsum("bkth,bkhs->bkts", rows, keys, preferred_element_type=jnp.float32)
+    weights = _products(rows, keys)
+    if past is not None:
+        before = _products(rows, past.keys.astype(rows.dtype))
+        if past.scales is not None:
+            before = before * past.scales[0][:, :, None]
+        weights = jnp.concatenate([before, weights], axis=-1)
     if soft_cap is not None:
         weights = soft_cap * jnp.tanh(weights / soft_cap)
     weights = weights.reshape(batch, kv_heads, groups, length, -1) + bias[:, None, None]
     weights = jax.nn.softmax(weights, axis=-1).astype(values.dtype)
     weights = weights.reshape(batch, kv_heads, groups * length, -1)
+    if past is None:
+        return jnp.einsum("bkts,bksh->bkth", weights, values).reshape(queries.shape)
+    before, weights = jnp.split(weights, [past.values.shape[-2]], axis=-1)
+    if past.scales is not None:
+        before = (before * past.scales[1][:, :, None]).astype(values.dtype)
     attended = jnp.einsum("bkts,bksh->bkth", weights, values)
+    attended += jnp.einsum("bkts,bksh->bkth", before, past.values.astype(values.dtype))
     return attended.reshape(queries.shape)
+
+
+def _products(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """[B, K, T, S] in float32."""
+    return jnp.einsum("bkth,bkhs->bkts", queries, keys, preferred_element_type=jnp.float32)
 
 
 class HeadNorm(nn.Module):
@@ -138,6 +164,20 @@ def segment_bias(
     if window is not None:
         assert positions is not None
         seen &= positions[:, :, None] - positions[:, None, :] < window
+    return jnp.where(seen, 0.0, MASKED)
+
+
+def past_bias(
+    lengths: jax.Array, positions: jax.Array, span: int, window: int | None = None
+) -> jax.Array:
+    """[B, T, S]: 0 where the token at a position [B, T] may see column s of S = `span`.
+
+    Column s of row b holds the token at position s, if s < lengths[b].
+    """
+    columns = jnp.arange(span)
+    seen = jnp.broadcast_to(columns < lengths[:, None, None], (*positions.shape, span))
+    if window is not None:
+        seen &= positions[:, :, None] - columns < window
     return jnp.where(seen, 0.0, MASKED)
 
 

@@ -43,13 +43,11 @@ def with_adapter(
 
 
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., D] times kernel [D, ...], to [..., ...].
+    """x [..., D] times kernel [D, ...], to [..., ...], as one product of two matrices.
 
-    On a CPU all tokens are made one axis first: then the gradient by the kernel is one product of
-    two matrices, where XLA would write both operands once more, transposed.
+    With the tokens of all rows as one axis, the gradient by the kernel is such a product too; of
+    three axes XLA on a CPU would write both of its operands once more, transposed.
     """
-    if jax.default_backend() != "cpu":
-        return jnp.tensordot(x, kernel, 1)
     width = x.shape[-1]
     product = x.reshape(-1, width) @ kernel.reshape(width, -1)
     return product.reshape(*x.shape[:-1], *kernel.shape[1:])

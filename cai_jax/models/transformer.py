@@ -7,6 +7,7 @@ Axes: B batch, T query positions, S key positions, N query heads, K key/value he
 H head dim, D width, F hidden width, V vocabulary, L layers.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from cai_jax.models import attention_kernels
-from cai_jax.models.attention import Attention, cache_bias, segment_bias
-from cai_jax.models.cache import Cache
+from cai_jax.models.attention import Attention, cache_bias, past_bias, segment_bias
+from cai_jax.models.cache import Cache, Past
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.layers import MLP, Embedder, Norm, PositionEmbedder
 from cai_jax.models.placing import split_rows
@@ -35,6 +36,7 @@ def forward(
     segments: jax.Array | None = None,
     parents: jax.Array | None = None,
     cache: Cache | None = None,
+    past: Past | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """Runs the model on tokens [B, T], and returns the hidden states after the final norm.
 
@@ -53,6 +55,7 @@ def forward(
         parents: [B, T], without a cache: of each token a second document that it sees and goes on
             from, earlier in the row (so that two responses share a prompt); by default its own.
         cache: what earlier calls returned, or `init_cache`; it must have T free slots.
+        past: what stands before all that is in the cache, and is read alone.
 
     Returns:
         (hidden [B, T, D] in the compute dtype, the cache with the new tokens, or None).
@@ -61,7 +64,12 @@ def forward(
         raise ValueError("a model with learned positions must be told the positions of its tokens")
     if parents is not None and (positions is None or cache is not None):
         raise ValueError("documents with parents need their positions, and have no cache")
-    arguments = tokens, positions, segments, cache, parents
+    if past is not None and (positions is None or cache is None):
+        raise ValueError("tokens that follow a past need their positions, and a cache")
+    layers = params.get("layers")
+    layers = layers if isinstance(layers, tuple) else None
+    params = {name: tree for name, tree in params.items() if name != "layers" or layers is None}
+    arguments = tokens, positions, segments, cache, parents, past, layers
     result: Any = Transformer(config).apply({"params": params}, *arguments)
     return result
 
@@ -125,7 +133,16 @@ class Transformer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, tokens, positions=None, segments=None, cache=None, parents=None):
+    def __call__(
+        self,
+        tokens,
+        positions=None,
+        segments=None,
+        cache=None,
+        parents=None,
+        past=None,
+        layers=None,
+    ):
         config = self.config
         batch, length = tokens.shape
         start = 0 if cache is None else cache.length
@@ -135,6 +152,8 @@ class Transformer(nn.Module):
             segments = jnp.ones((batch, length), jnp.int32)
         rotations = _rotations(positions, config)
         windows, span = _windows(config), None if cache is None else cache.valid.shape[1]
+        if past is not None:
+            span = past.span + cache.valid.shape[1]
         kernel = attention_kernels.choose(config, length, span, parents)
         biases: list[Any]
         if cache is None:
@@ -144,6 +163,9 @@ class Transformer(nn.Module):
             state = (cache.keys, cache.values)
             valid = lax.dynamic_update_slice(cache.valid, segments != 0, (0, start))
             biases = [cache_bias(valid, start, length, window) for window in windows]
+        if past is not None:
+            before = [past_bias(past.lengths, positions, past.span, window) for window in windows]
+            biases = [jnp.concatenate(both, axis=-1) for both in zip(before, biases)]
         if kernel != "plain":
             near = [jnp.asarray(window is not None) for window in windows]
             biases = [attention_kernels.Sight(segments, of_layer, kernel) for of_layer in near]
@@ -151,13 +173,71 @@ class Transformer(nn.Module):
         x = split_rows(Embedder(config, name="embedder")(tokens))
         if config.learned_positions:
             x = x + PositionEmbedder(config, name="position_embedder")(positions)
-        (x, state), _ = _scanned_layers(config)(
-            (x, state), jnp.arange(config.layers), rotations, biases, start
-        )
+        read = None if past is None else past._replace(lengths=None)
+        if layers is None:
+            (x, state), _ = _scanned_layers(config)(
+                (x, state), jnp.arange(config.layers), rotations, biases, start, read
+            )
+        else:
+            x, state = _each_layer(layers, config, (x, state), rotations, biases, start, read)
         hidden = split_rows(Norm(config, name="final_norm")(x))
         if cache is not None:
             cache = Cache(state[0], state[1], valid, start + length)
         return hidden, cache
+
+
+def _each_layer(
+    layers: Sequence[Params],
+    config: ModelConfig,
+    carry: Any,
+    rotations: list[Any],
+    biases: list[Any],
+    start: Any,
+    past: Past | None,
+) -> tuple[jax.Array, Any]:
+    """What `_scanned_layers` computes, of parameters and caches that are `by_layer`."""
+    x, state = carry
+    states = [None] * config.layers if state is None else list(zip(*state))
+    for number, params in enumerate(layers):
+        near = len(biases) > 1 and number in config.windowed_layers
+        of_layer = None
+        if past is not None:
+            of_layer = jax.tree.map(
+                lambda arrays: arrays[number],  # noqa: B023
+                past,
+                is_leaf=lambda node: type(node) is tuple and hasattr(node[0], "ndim"),
+            )
+        (x, states[number]), _ = Layer(config, parent=None).apply(
+            {"params": params},
+            (x, states[number]),
+            None,
+            [rotations[-1] if near else rotations[0]],
+            [biases[-1] if near else biases[0]],
+            start,
+            of_layer,
+        )
+    return x, None if state is None else tuple(zip(*states))
+
+
+def by_layer(params: Params, config: ModelConfig) -> Params:
+    """The parameters with a tree for each layer: a loop of many steps need not cut them out again.
+
+    `forward` takes them as it takes the others, with caches that are by layer too.
+    """
+    layers = params["layers"]
+    if isinstance(layers, tuple):
+        return params
+    cut = [jax.tree.map(lambda array: array[number], layers) for number in range(config.layers)]  # noqa: B023
+    return {**params, "layers": tuple(cut)}
+
+
+def unrolls(config: ModelConfig) -> bool:
+    """Whether the layers are computed one by one, not in a loop."""
+    return _unroll(config) == config.layers
+
+
+def _unroll(config: ModelConfig) -> int:
+    return config.scan_unroll or (config.layers if jax.default_backend() == "cpu" else 1)
 
 
 def _windows(config: ModelConfig) -> list[int | None]:
@@ -190,14 +270,13 @@ def _scanned_layers(config: ModelConfig) -> nn.Module:
         dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         kept = dots if config.remat == "dots" else None
         layer = nn.remat(Layer, prevent_cse=False, policy=kept)
-    unroll = config.scan_unroll or (config.layers if jax.default_backend() == "cpu" else 1)
     scanned = nn.scan(
         layer,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, 0),
         length=config.layers,
-        unroll=unroll,
+        unroll=_unroll(config),
     )
     return scanned(config, name="layers")
 
@@ -208,14 +287,14 @@ class Layer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, carry, layer, rotations, biases, start):
+    def __call__(self, carry, layer, rotations, biases, start, past=None):
         c = self.config
         x, state = carry
         x = split_rows(x)
         rotation, bias = _of_layer(rotations, c, layer), _of_layer(biases, c, layer)
         normed = x if c.norms == "after" else Norm(c, name="attention_norm")(x)
         attended, state = Attention(c, name="attention")(
-            normed, state, layer, rotation, bias, start
+            normed, state, layer, rotation, bias, start, past
         )
         if c.norms != "before":
             attended = Norm(c, name="attention_post_norm")(attended)

@@ -12,7 +12,7 @@ import functools
 import random
 import typing
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,18 @@ from cai_jax.generation.room import ON_LONG, keep_fitting
 
 if typing.TYPE_CHECKING:
     import jax
+    import numpy as np
     from jax.sharding import Mesh
 
     from cai_jax.core.progress import Progress
     from cai_jax.data.schema import Chain, Prompt
+    from cai_jax.generation.generate import Ask
+    from cai_jax.generation.settings import Completion
     from cai_jax.models.language_model import LanguageModel
     from cai_jax.text.constitution import Constitution, Principle
     from cai_jax.text.few_shots import LayOut
+
+    Keys = Mapping[tuple[int, int], np.ndarray]  # by (round, what is drawn)
 
 # What is drawn in a round, each with keys of its own; the response is the revision of round 0.
 PRINCIPLE, CRITIQUE, REVISION = range(3)
@@ -80,8 +85,9 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
         changed in the prompts); few_shots_dropped (of critique and revision prompts, for want of
         room);
         truncated_responses, ... (ended by their maximum of tokens); empty_responses, ... (an empty
-        revision is replaced by the text that it should have revised). The ids of the `principles`
-        that could be drawn.
+        revision is replaced by the text that it should have revised); prompt_tokens, and
+        forwarded_prompt_tokens, those of them that the model read and had not read before. The ids
+        of the `principles` that could be drawn.
 
     Raises:
         InputError: as `check`, and for inputs that cannot be read or do not fit.
@@ -183,69 +189,90 @@ class Job(typing.NamedTuple):
 
 
 def make_chains(job: Job, prompts: Sequence[Prompt]) -> list[Chain]:
-    """The chains of some prompts, in their order."""
-    from cai_jax.data.schema import Chain
-    from cai_jax.text.formats import dialogue_format
+    """The chains of some prompts, in their order, without those that do not fit (too_long).
 
-    lay_out = dialogue_format(job.config.dialogue_format)
+    A chain keeps its place in the model's memory: what it asks next mostly begins with what was
+    read and written before, of which nothing is read again.
+    """
+    from cai_jax.generation.generate import converse
+    from cai_jax.generation.settings import Stats
 
-    def asked(prompt: Prompt) -> LayOut:
-        return lambda shots: lay_out.dialogue(prompt.dialogue)
+    rounds = range(1, job.config.num_rounds + 1)
+    drawn = zip(*(draw_principles(job, number, prompts) for number in rounds))
+    keys = draw_keys(job, [prompt.id for prompt in prompts])
+    asked = ("critique", "revision") if job.config.critique else ("revision",)
+    for what in ("response", *(asked if rounds else ())):
+        job.counts.update({f"truncated_{what}s": 0, f"empty_{what}s": 0})
+    stats = Stats()
+    chains = converse(
+        job.model,
+        (
+            make_chain(job, prompt, of_rounds, of_prompt)
+            for prompt, of_rounds, of_prompt in zip(
+                prompts, drawn if rounds else [()] * len(prompts), keys
+            )
+        ),
+        len(prompts),
+        batch_size=job.config.batch_size,
+        mesh=job.mesh,
+        stats=stats,
+        progress=job.progress,
+    )
+    for name in ("prompt_tokens", "forwarded_prompt_tokens"):
+        job.counts[name] += getattr(stats, name)
+    return [chain for chain in chains if chain is not None]
 
-    ids = [prompt.id for prompt in prompts]
-    responses = ask(job, 0, "response", ids, [asked(prompt) for prompt in prompts], ())
-    chains = [
-        Chain(prompt.id, prompt.dialogue, response)
-        for prompt, response in zip(prompts, responses)
-        if response is not None
-    ]
-    for number in range(1, job.config.num_rounds + 1):
-        chains = revise(job, number, chains)
-    return chains
 
-
-def revise(job: Job, number: int, chains: Sequence[Chain]) -> list[Chain]:
-    """The chains with one more round, without those that no longer fit (counted too_long)."""
-    from cai_jax.data.schema import Round
+def make_chain(
+    job: Job, prompt: Prompt, principles: Sequence[Principle], keys: Keys
+) -> Generator[Ask, Completion, Chain | None]:
+    """Asks for all texts of a chain, one after the other; None: one of its prompts is too long."""
+    from cai_jax.data.schema import Chain, Round
     from cai_jax.text.few_shots import without_critiques
     from cai_jax.text.formats import dialogue_format
 
-    assert job.constitution is not None
     asked = dialogue_format(job.config.dialogue_format)
-    few_shots = job.constitution.critique_few_shots[: job.config.num_few_shots]
-    drawn = draw_principles(job, number, chains)
-    critiques: list[str | None] = [""] * len(chains)
-    if job.config.critique:
+    few_shots: tuple[str, ...] = ()
+    if principles:
+        assert job.constitution is not None
+        few_shots = tuple(job.constitution.critique_few_shots[: job.config.num_few_shots])
+        if not job.config.critique:
+            few_shots = tuple(without_critiques(text) for text in few_shots)
 
-        def criticised(chain: Chain, principle: Principle) -> LayOut:
-            return lambda shots: asked.critique(chain.dialogue, last_text(chain), principle, shots)
-
-        lay_outs = [criticised(*both) for both in zip(chains, drawn)]
-        ids = [chain.id for chain in chains]
-        critiques = ask(job, number, "critique", ids, lay_outs, few_shots)
-    else:
-        few_shots = tuple(without_critiques(text) for text in few_shots)
-
-    def revised(chain: Chain, principle: Principle, critique: str) -> LayOut:
+    response = yield from ask(
+        job, "response", prompt.id, keys[0, REVISION], lambda shots: asked.dialogue(prompt.dialogue)
+    )
+    if response is None:
+        return None
+    chain = Chain(prompt.id, prompt.dialogue, response)
+    for number, principle in enumerate(principles, 1):
         text = last_text(chain)
+        critique = None
         if job.config.critique:
-            return lambda shots: asked.revision(chain.dialogue, text, critique, principle, shots)
-        return lambda shots: asked.direct_revision(chain.dialogue, text, principle, shots)
+            critique = yield from ask(
+                job,
+                "critique",
+                prompt.id,
+                keys[number, CRITIQUE],
+                lambda shots: asked.critique(prompt.dialogue, text, principle, shots),  # noqa: B023
+                few_shots,
+            )
+            if critique is None:
+                return None
 
-    kept = [
-        (c, p, critique) for c, p, critique in zip(chains, drawn, critiques) if critique is not None
-    ]
-    lay_outs = [revised(*all_three) for all_three in kept]
-    ids = [chain.id for chain, _, _ in kept]
-    revisions = ask(job, number, "revision", ids, lay_outs, few_shots)
-    return [
-        dataclasses.replace(
-            chain,
-            rounds=(*chain.rounds, Round(principle.id, critique, revision or last_text(chain))),
+        def revised(shots, text=text, critique=critique, principle=principle):
+            if critique is None:
+                return asked.direct_revision(prompt.dialogue, text, principle, shots)
+            return asked.revision(prompt.dialogue, text, critique, principle, shots)
+
+        revision = yield from ask(
+            job, "revision", prompt.id, keys[number, REVISION], revised, few_shots
         )
-        for (chain, principle, critique), revision in zip(kept, revisions)
-        if revision is not None
-    ]
+        if revision is None:
+            return None
+        done = Round(principle.id, critique or "", revision or text)
+        chain = dataclasses.replace(chain, rounds=(*chain.rounds, done))
+    return chain
 
 
 def texts_of(chain: Chain) -> list[str]:
@@ -259,8 +286,10 @@ def last_text(chain: Chain) -> str:
     return chain.rounds[-1].revision if chain.rounds else chain.response
 
 
-def draw_principles(job: Job, number: int, chains: Sequence[Chain]) -> list[Principle]:
-    """A principle for each chain in this round, by the chain's id alone."""
+def draw_principles(
+    job: Job, number: int, chains: Sequence[Chain] | Sequence[Prompt]
+) -> list[Principle]:
+    """A principle for each chain in this round, by the id of its prompt alone."""
     import jax
 
     from cai_jax.generation.batching import record_keys
@@ -272,51 +301,48 @@ def draw_principles(job: Job, number: int, chains: Sequence[Chain]) -> list[Prin
     return [random.Random(words.tobytes()).choice(choice) for words in bits]
 
 
-def ask(
-    job: Job,
-    number: int,
-    what: str,
-    ids: Sequence[str],
-    lay_outs: Sequence[LayOut],
-    few_shots: Sequence[str],
-) -> list[str | None]:
-    """Samples the "response", "critique" or "revision" of round `number`; None where none fits."""
+def draw_keys(job: Job, ids: Sequence[str]) -> list[Keys]:
+    """The random bits of each record for what is drawn in each round."""
     import jax
 
-    from cai_jax.generation.generate import generate
+    from cai_jax.generation.generate import key_bits
+
+    drawn = [(0, REVISION)]
+    for number in range(1, job.config.num_rounds + 1):
+        drawn += [(number, CRITIQUE), (number, REVISION)]
+    bits = [
+        key_bits((jax.random.fold_in(job.key, 3 * number + what), ids), len(ids))
+        for number, what in drawn
+    ]
+    return [dict(zip(drawn, of_record)) for of_record in zip(*bits)]
+
+
+def ask(
+    job: Job,
+    what: str,
+    name: str,
+    key: np.ndarray,
+    lay_out: LayOut,
+    few_shots: Sequence[str] = (),
+) -> Generator[Ask, Completion, str | None]:
+    """Asks for a "response", "critique" or "revision"; None where its prompt does not fit."""
+    from cai_jax.generation.generate import Ask
     from cai_jax.text.dialogue import cut_at_stop
     from cai_jax.text.few_shots import fit
 
-    config, model = job.config, job.model
-    sampling = settings(config, what)
-    room = model.config.max_positions - sampling.max_new_tokens
-    fitted = fit(lay_outs, [few_shots] * len(lay_outs), model.tokenizer.encode_prompts, room)
-    there = {i: prompt for i, prompt in enumerate(fitted) if prompt is not None}
-    completions = generate(
-        model,
-        [prompt.ids for prompt in there.values()],
-        sampling,
-        (
-            jax.random.fold_in(
-                job.key, 3 * number + (CRITIQUE if what == "critique" else REVISION)
-            ),
-            [ids[i] for i in there],
-        ),
-        batch_size=config.batch_size,
-        names=[f"prompt {ids[i]}" for i in there],
-        mesh=job.mesh,
-        progress=job.progress,
-    )
-    texts: list[str | None] = [None] * len(lay_outs)
-    for i, completion in zip(there, completions):
-        texts[i] = cut_at_stop(completion.text)
-    job.counts["tokens"] += sum(len(completion.token_ids) for completion in completions)
-    job.counts["too_long"] += len(lay_outs) - len(there)
-    job.counts["few_shots_dropped"] += sum(prompt.dropped for prompt in there.values())
-    cut = sum(completion.finish_reason == "length" for completion in completions)
-    job.counts[f"truncated_{what}s"] += cut
-    job.counts[f"empty_{what}s"] += texts.count("")
-    return texts
+    sampling = settings(job.config, what)
+    room = job.model.config.max_positions - sampling.max_new_tokens
+    [prompt] = fit([lay_out], [few_shots], job.model.tokenizer.encode_prompts, room)
+    if prompt is None:
+        job.counts["too_long"] += 1
+        return None
+    completion = yield Ask(prompt.ids, sampling, key, name)
+    text = cut_at_stop(completion.text)
+    job.counts["tokens"] += len(completion.token_ids)
+    job.counts["few_shots_dropped"] += prompt.dropped
+    job.counts[f"truncated_{what}s"] += completion.finish_reason == "length"
+    job.counts[f"empty_{what}s"] += text == ""
+    return text
 
 
 def prompts_that_fit(

@@ -38,6 +38,38 @@ def test_frequencies_and_log_probabilities_are_exact(temperature, top_k, top_p):
     assert np.abs(logprobs - np.log(truncated_softmax(LOGITS, 1, 0, 1.0)[tokens])).max() < 1e-5
 
 
+def test_rows_have_settings_of_their_own_and_min_p_keeps_the_near():
+    kinds = [(1.0, 0, 1.0, 0.3), (2.0, 5, 1.0, 0.4), (0.5, 0, 0.9, 0.0), (1.0, 7, 1.0, 0.0)]
+    count = GRID // 4
+    columns = [np.repeat(column, count) for column in zip(*kinds)]
+    columns[1] = np.where(columns[1] == 0, 7, columns[1]).astype(np.int32)
+    filters = Filter(
+        *(np.asarray(c, np.int32 if c.dtype.kind == "i" else np.float32) for c in columns)
+    )
+    grid = np.tile((np.arange(count) + 0.5) / count, 4).astype(np.float32)
+    tokens, _, tempered = map(
+        np.asarray, drawn(np.tile(LOGITS, (GRID, 1)), grid, filters, mode="filter")
+    )
+    for number, (temperature, top_k, top_p, min_p) in enumerate(kinds):
+        expected = truncated_softmax(LOGITS, temperature, top_k, top_p)
+        expected = np.where(expected >= min_p * expected.max(), expected, 0)
+        expected /= expected.sum()
+        part = slice(number * count, (number + 1) * count)
+        frequencies = np.bincount(tokens[part], minlength=7) / count
+        assert np.abs(frequencies - expected).max() < 1.5 / count
+        assert np.abs(tempered[part] - np.log(expected[tokens[part]])).max() < 1e-5
+    assert mode_of(1.0, 0, 1.0, 0.3) == "filter"
+    # Tokens 0, 1 and 5 lie below 0.3 of the best.
+    assert set(tokens[:count]) == {2, 3, 4, 6}
+
+
+def test_a_row_goes_on_with_its_own_number():
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(5), jnp.arange(3))
+    whole = np.asarray(jax.jit(uniforms, static_argnums=1)(keys, 30))
+    later = np.asarray(uniforms(keys, 4, jnp.array([0, 7, 26])))
+    assert np.array_equal(later, [whole[0, :4], whole[1, 7:11], whole[2, 26:]])
+
+
 def test_samples_of_keys_pass_a_chi_square_test():
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(5), jnp.arange(5000))
     numbers = np.asarray(jax.jit(uniforms, static_argnums=1)(keys, 4))
@@ -119,6 +151,8 @@ def test_a_vocabulary_of_a_real_model_is_drawn_from_evenly():
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("top_p", float("nan")),
+        ("min_p", -0.1),
+        ("min_p", float("nan")),
         ("stop", ("a", "")),
     ],
 )

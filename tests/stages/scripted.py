@@ -69,23 +69,41 @@ def speak(monkeypatch, rule, max_positions=100_000):
         tokenizer=Characters(), config=types.SimpleNamespace(max_positions=max_positions)
     )
 
+    def say(prompt, settings, key):
+        assert len(prompt) + settings.max_new_tokens <= model.config.max_positions
+        text = model.tokenizer.decode(prompt)
+        said = rule(text, len(asked))
+        asked.append((text, settings, key))
+        reason = "length" if len(said) >= settings.max_new_tokens else "stop"
+        said = said[: settings.max_new_tokens]
+        return types.SimpleNamespace(text=said, token_ids=[*said], finish_reason=reason)
+
     def sample(model, prompts, settings, keys, **_):
-        completions = []
         key, ids = keys
-        for prompt, record in zip(prompts, ids, strict=True):
-            assert len(prompt) + settings.max_new_tokens <= model.config.max_positions
-            text = model.tokenizer.decode(prompt)
-            said = rule(text, len(asked))
-            asked.append((text, settings, (*jax.random.key_data(key).tolist(), record)))
-            reason = "length" if len(said) >= settings.max_new_tokens else "stop"
-            said = said[: settings.max_new_tokens]
-            completions.append(
-                types.SimpleNamespace(text=said, token_ids=[*said], finish_reason=reason)
-            )
-        return completions
+        words = jax.random.key_data(key).tolist()
+        both = zip(prompts, ids, strict=True)
+        return [say(prompt, settings, (*words, record)) for prompt, record in both]
+
+    def converse(model, conversations, count, **_):
+        """In turns: all say their first, then all their second."""
+        results = [None] * count
+        going = [(number, one, None) for number, one in enumerate(conversations)]
+        while going:
+            wanted = []
+            for number, conversation, said in going:
+                try:
+                    wanted.append((number, conversation, conversation.send(said)))
+                except StopIteration as over:
+                    results[number] = over.value
+            going = [
+                (number, one, say(ask.prompt, ask.settings, (*ask.key_bits.tolist(), ask.name)))
+                for number, one, ask in wanted
+            ]
+        return results
 
     monkeypatch.setattr(checkpoints, "load_model", lambda reference, mesh=None: model)
     monkeypatch.setattr(generate, "generate", sample)
+    monkeypatch.setattr(generate, "converse", converse)
     return asked
 
 

@@ -1,0 +1,181 @@
+"""Greedy generation beside `transformers.generate`: tokens a second of the same model, in one run.
+
+    python benchmarks/generate.py [--prompts=32] [--repeats=3] [--width=512 --layers=8 ...]
+
+makes a random Llama of 28M parameters (float32), and times two workloads, each after one run that
+compiles: `equal`, where prompts have 128 tokens and completions too, and `ragged`, where
+completions have 8 to 256 tokens, four batches of them. `transformers` decodes batch by batch, with
+its dynamic and with its static cache, and the better one counts; it goes on to the longest of a
+batch. Prints a table, and one JSON object. `same_tokens` is the share of completions that both gave
+alike: ties of random weights aside, all.
+
+Run it alone on the machine: whatever else runs there is in the numbers.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+PEERS = ("dynamic", "static")
+
+
+class NoTokenizer:
+    """Of texts that are tokens, and never end."""
+
+    bos_id = eos_id = None
+    stops = ()
+
+    def encode(self, text: str) -> list[int]:
+        """Nothing is encoded."""
+        raise NotImplementedError
+
+    def decode(self, ids: list[int]) -> str:
+        """No text."""
+        return ""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags: the workload's size, and the model's."""
+    flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    flags.add_argument("--prompts", type=int, default=32, help="and rows of a batch")
+    flags.add_argument("--prompt_tokens", type=int, default=128)
+    flags.add_argument("--new_tokens", type=int, default=128)
+    flags.add_argument("--shortest", type=int, default=8, help="of the ragged completions")
+    flags.add_argument("--longest", type=int, default=256)
+    flags.add_argument("--repeats", type=int, default=3, help="of which the median counts")
+    for name, value in SHAPE.items():
+        flags.add_argument(f"--{name}", type=int, default=value)
+    return flags
+
+
+SHAPE = {
+    "vocabulary": 8192,
+    "width": 512,
+    "layers": 8,
+    "heads": 8,
+    "kv_heads": 4,
+    "hidden": 1408,
+}
+
+
+def both_models(args: argparse.Namespace) -> tuple[Any, Any]:
+    """(ours, the torch module) of the same random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from cai_jax.models import weights
+    from cai_jax.models.language_model import LanguageModel
+
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=args.vocabulary,
+        hidden_size=args.width,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads,
+        num_key_value_heads=args.kv_heads,
+        intermediate_size=args.hidden,
+        max_position_embeddings=4096,
+        initializer_range=0.1,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    module = LlamaForCausalLM(shape).eval().float()
+    with tempfile.TemporaryDirectory() as folder:
+        module.save_pretrained(folder)
+        config, params = weights.read_folder(Path(folder))
+    return LanguageModel(config, params, NoTokenizer()), module
+
+
+def main() -> None:
+    """Runs both workloads."""
+    args = parser().parse_args()
+    import numpy as np
+    import torch
+
+    from cai_jax.core.keys import base_key
+    from cai_jax.generation.generate import generate
+    from cai_jax.generation.settings import SamplingSettings, Stats
+
+    model, module = both_models(args)
+    rng = np.random.default_rng(0)
+
+    def prompts(count: int) -> list[list[int]]:
+        return rng.integers(1, args.vocabulary, (count, args.prompt_tokens)).tolist()
+
+    ragged = rng.integers(args.shortest, args.longest + 1, 4 * args.prompts).tolist()
+    workloads = {
+        "equal": (prompts(args.prompts), [args.new_tokens] * args.prompts),
+        "ragged": (prompts(4 * args.prompts), ragged),
+    }
+    result: dict[str, Any] = {"shape": {name: getattr(args, name) for name in SHAPE}}
+    for name, (texts, budgets) in workloads.items():
+        settings = [SamplingSettings(budget, temperature=0.0) for budget in budgets]
+        stats = Stats()
+
+        def ours(texts=texts, settings=settings, stats=stats) -> list[list[int]]:
+            keys = (base_key(0, "benchmark"), range(len(texts)))
+            found = generate(model, texts, settings, keys, batch_size=args.prompts, stats=stats)
+            return [completion.token_ids for completion in found]
+
+        def theirs(cache: str, texts=texts, budgets=budgets) -> list[list[int]]:
+            found: list[list[int]] = []
+            for first in range(0, len(texts), args.prompts):
+                some = budgets[first : first + args.prompts]
+                rows = module.generate(
+                    torch.tensor(texts[first : first + args.prompts]),
+                    max_new_tokens=max(some),
+                    do_sample=False,
+                    eos_token_id=None,
+                    cache_implementation=cache,
+                )[:, args.prompt_tokens :].tolist()
+                found += [row[:budget] for row, budget in zip(rows, some)]
+            return found
+
+        seconds = {"cai_jax": timed(ours, args.repeats)}
+        for cache in PEERS:
+            seconds[cache] = timed(lambda cache=cache: theirs(cache), args.repeats)
+        rates = {who: round(sum(budgets) / taken, 1) for who, taken in seconds.items()}
+        same = [a == b for a, b in zip(ours(), theirs("dynamic"))]
+        result[name] = {
+            "tokens": sum(budgets),
+            "tokens_per_second": rates,
+            "times_transformers": round(rates["cai_jax"] / max(rates[peer] for peer in PEERS), 2),
+            "same_tokens": round(sum(same) / len(same), 3),
+            "stats": dataclasses.asdict(stats),
+        }
+    print_table(result, workloads, "tokens_per_second")
+    print(json.dumps(result))
+
+
+def timed(run: Callable[[], Any], repeats: int) -> float:
+    """The median of the seconds that `run` takes, after one time that compiles."""
+    run()
+    taken = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def print_table(result: dict[str, Any], workloads: Any, measure: str) -> None:
+    """One line a workload, on stderr."""
+    for name in workloads:
+        cells = "  ".join(f"{who} {rate:>9,.1f}" for who, rate in result[name][measure].items())
+        times = f"{result[name]['times_transformers']:.2f} x transformers"
+        print(f"{name:10} {measure}: {cells}  {times}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

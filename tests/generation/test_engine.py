@@ -1,0 +1,252 @@
+"""Slots that are refilled, against the same requests one by one."""
+
+import dataclasses
+import random
+
+import jax
+import numpy as np
+import pytest
+import references
+import tiny_models
+import torch
+
+from cai_jax import checkpoints
+from cai_jax.errors import InputError
+from cai_jax.generation import engine, generate, prefixes, seating, sizing, slots
+from cai_jax.generation.settings import SamplingSettings, Stats
+
+KEY = jax.random.key(3)
+# Each with another budget; some stop at tokens of the byte-level vocabulary, or across two.
+SETTINGS = (
+    SamplingSettings(9, 0.0),
+    SamplingSettings(20, 1.0, stop=("e",)),
+    SamplingSettings(1, 1.3),
+    SamplingSettings(14, 0.7, top_k=9, top_p=0.9),
+    SamplingSettings(17, 1.0, min_p=0.05, stop=("zq", "a", "ab")),
+)
+
+
+@pytest.fixture
+def small_spans(monkeypatch):
+    """Caches that grow and shrink within a few tokens, and segments of three tokens on."""
+    monkeypatch.setattr(engine, "AHEAD", 8)
+    monkeypatch.setattr(seating, "LEAST", 3)
+    monkeypatch.setattr(seating, "LEAST_OWN", 3)
+
+
+def queue(rng, count):
+    """Prompts of which many begin alike, some are equal and some have one token, and settings."""
+
+    def words(number):
+        return rng.choices(range(3, 266), k=number)
+
+    few_shots = words(11)
+    prompts = []
+    for _ in range(count):
+        kind = rng.randrange(4)
+        if kind == 0 and prompts:
+            prompts.append(list(rng.choice(prompts)))
+        else:
+            prompts.append([*few_shots[: (0, 11, 5)[kind % 3]], *words(rng.choice([1, 2, 9]))])
+    return prompts, [rng.choice(SETTINGS) for _ in prompts]
+
+
+def run(model, prompts, settings, ids, batch_size, **options):
+    return generate.generate(model, prompts, settings, (KEY, ids), batch_size=batch_size, **options)
+
+
+def test_a_refilled_queue_gives_what_each_request_gives_alone(llama, small_spans):
+    model = llama[0]
+    rng = random.Random(0)
+    prompts, settings = queue(rng, 40)
+    alone = [
+        run(model, [prompt], [one], [number], 1)[0]
+        for number, (prompt, one) in enumerate(zip(prompts, settings))
+    ]
+    assert {completion.finish_reason for completion in alone} == {"stop", "length"}
+    assert {completion.text for completion in alone if not completion.token_ids} == set()
+    for batch_size in (4, 7):
+        order = rng.sample(range(40), 40)
+        stats = Stats()
+        together = run(
+            model,
+            [prompts[i] for i in order],
+            [settings[i] for i in order],
+            order,
+            batch_size,
+            stats=stats,
+        )
+        for number, found in zip(order, together):
+            expected = alone[number]
+            assert found.token_ids == expected.token_ids
+            assert (found.text, found.finish_reason) == (expected.text, expected.finish_reason)
+            assert np.allclose(found.logprobs, expected.logprobs, atol=1e-4)
+            assert np.allclose(found.tempered_logprobs, expected.tempered_logprobs, atol=1e-4)
+        assert stats.generated_tokens == sum(len(completion.token_ids) for completion in alone)
+        assert stats.forwarded_prompt_tokens < 0.75 * stats.prompt_tokens
+        assert stats.slots == batch_size
+
+
+@pytest.mark.parametrize("family", ["gemma2: caps, every other layer windowed", "gpt2: tied"])
+def test_greedy_is_that_of_transformers_in_slots_with_shared_prefixes(
+    tmp_path, small_spans, family
+):
+    """Windows count the tokens of the text, positions are its own, wherever it is seated."""
+    kind, shape = tiny_models.CASES[family]
+    module = tiny_models.write_family(tmp_path, kind, **shape)
+    tiny_models.write_tokenizer(tmp_path)
+    model = checkpoints.load_model(tmp_path)
+    model = model._replace(tokenizer=Endless(model.tokenizer))
+    rng = random.Random(1)
+    few_shots = rng.choices(range(3, 71), k=12)
+    prompts = [few_shots + rng.choices(range(3, 71), k=k) for k in (3, 1, 7, 5, 2, 4)]
+    budgets = [14, 3, 8, 20, 1, 11]
+    stats = Stats()
+    settings = [SamplingSettings(budget, 0.0) for budget in budgets]
+    found = run(model, prompts, settings, range(6), 3, stats=stats)
+    for prompt, budget, completion in zip(prompts, budgets, found):
+        expected = module.generate(
+            torch.tensor([prompt]), max_new_tokens=budget, do_sample=False, eos_token_id=None
+        )
+        assert completion.token_ids == expected[0, len(prompt) :].tolist()
+    distinct = prefixes.distinct_tokens(prompts)
+    assert distinct <= stats.forwarded_prompt_tokens <= len(few_shots) + 22
+    assert sum(budgets) / 3 <= stats.decode_steps < 28  # three at a time; batches would take 31
+
+
+class Endless:
+    """A tokenizer of which no token ends a text."""
+
+    bos_id = eos_id = None
+    stops = ()
+
+    def __init__(self, tokenizer):
+        self.encode, self.decode = tokenizer.encode, tokenizer.decode
+
+
+def test_a_long_completion_holds_back_nobody(llama):
+    model = llama[0]._replace(tokenizer=Endless(llama[0].tokenizer))
+    rng = random.Random(2)
+    prompts = [rng.choices(range(3, 266), k=5) for _ in range(16)]
+    prompts[7] += [9]  # the longest is the first to be seated
+    settings = [SamplingSettings(4, 0.0)] * 16
+    settings[7] = SamplingSettings(40, 0.0)
+    stats = Stats()
+    found = run(model, prompts, settings, range(16), 4, stats=stats)
+    assert [len(completion.token_ids) for completion in found] == [4] * 7 + [40] + [4] * 8
+    # The fifteen others take three slots five times, 20 steps; four batches would take 52.
+    assert stats.decode_steps == 40
+
+
+def test_slots_are_fitted_to_memory_and_stated_before(llama):
+    model = llama[0]
+    prompts = [[5] * 20 + [i] for i in range(3, 19)]
+    settings = SamplingSettings(6, 0.0)
+    plans: list[sizing.SlotPlan] = []
+    base = run(model, prompts, settings, range(16), 16, announce=plans.append)
+    [plan] = plans
+    # Keys and values of 2 layers, 1 head, 8 dims in float32: 128 bytes a column.
+    assert sizing.column_bytes(model.config) == 128
+    # 16 slots of 32 columns, while they grow twice, and once for prompts that go on; 16 a chunk.
+    assert plan == (16, 16, 32, 128 * (2 * 16 * 32 + 2 * 16 * 32 + 16 * 16), False)
+    assert str(plan) == "16 slots of up to 32 positions: 0.3 MiB of keys and values"
+    stats = Stats()
+    fewer = run(
+        model, prompts, settings, range(16), 16, memory=100_000, announce=plans.append, stats=stats
+    )
+    assert plans[1].slots == stats.slots == 8
+    assert plans[1].bytes <= 100_000 < plans[0].bytes
+    assert [completion.token_ids for completion in fewer] == [c.token_ids for c in base]
+    with pytest.raises(
+        InputError,
+        match=r"^memory: expected at least 0\.\d MiB for 1 slots of 32 positions, found 0\.0 MiB; "
+        "lower max_new_tokens",
+    ):
+        run(model, prompts, settings, range(16), 16, memory=1000)
+    half = dataclasses.replace(model.config, dtype="bfloat16")
+    assert sizing.column_bytes(half) == 64
+
+
+def test_an_abandoned_queue_leaves_nothing_behind(llama):
+    """Whoever stops asking gets no more; the next call is as any other."""
+    model = llama[0]
+    prompts = [[7, 8, 9], [10, 11], [12]]
+    settings = SamplingSettings(5, 0.0)
+    expected = run(model, prompts, settings, range(3), 2)
+    bits = np.asarray(jax.random.key_data(jax.random.fold_in(KEY, 0)))
+    sessions = (generate.once(engine.Request(prompt, settings, bits)) for prompt in prompts)
+    plan = sizing.plan_slots(model.config, 3, 2, 32)
+    completing = engine.serve(model, sessions, plan, None, Stats())
+    number, completion = next(completing)
+    assert completion.token_ids == expected[number].token_ids
+    completing.close()
+    again = run(model, prompts, settings, range(3), 2)
+    assert [c.token_ids for c in again] == [c.token_ids for c in expected]
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(8, 1.0), (3, 1.1)])
+def test_chains_go_on_in_their_slots_and_say_what_each_prompt_says(llama, batch_size, most):
+    """Critiques and revisions behind few-shots, of 16 principles: what is there is not read again.
+
+    Tokens written by the model are in later prompts, and were never read as such.
+    """
+    model = llama[0]._replace(tokenizer=Endless(llama[0].tokenizer))
+    rng = random.Random(4)
+
+    def words(count):
+        return rng.choices(range(3, 266), k=count)
+
+    few_shots, critique, revision = words(74), words(4), words(4)
+    principles = [words(9) for _ in range(16)]
+    dialogues = [words(rng.randint(5, 11)) for _ in range(12)]
+    asked = []
+
+    def chain(number, drawn):
+        def ask(prompt, what, budget):
+            bits = np.asarray([number, what], np.uint32)
+            settings = SamplingSettings(budget, 1.0)
+            completion = yield generate.Ask(prompt, settings, bits, f"{number}")
+            asked.append((prompt, settings, bits, completion))
+            return completion.token_ids
+
+        text = yield from ask(dialogues[number], 0, 6 + number % 3)
+        for step, principle in enumerate(drawn):
+            prompt = [*few_shots, *dialogues[number], *text, *principle, *critique]
+            said = yield from ask(prompt, 2 * step + 1, 7)
+            text = yield from ask([*prompt, *said, *revision], 2 * step + 2, 6 + number % 3)
+        return text
+
+    stats = Stats()
+    chains = [chain(number, rng.sample(principles, 4)) for number in range(12)]
+    last = generate.converse(model, chains, 12, batch_size=batch_size, stats=stats)
+    assert len(asked) == 12 * 9 and len({tuple(text) for text in last}) == 12
+    prompts, settings, bits, completions = zip(*asked)
+    distinct = prefixes.distinct_tokens(prompts)
+    assert stats.prompt_tokens == sum(map(len, prompts)) > 5 * distinct
+    assert stats.forwarded_prompt_tokens <= most * distinct
+    keys = jax.random.wrap_key_data(np.stack(bits))
+    alone = generate.generate(model, prompts, settings, keys, batch_size=batch_size)
+    assert [c.token_ids for c in alone] == [c.token_ids for c in completions]
+    for one, other in zip(alone, completions):
+        assert np.allclose(one.logprobs, other.logprobs, atol=1e-4)
+
+
+def test_eight_bits_round_by_half_a_step_at_most(llama):
+    numbers = np.random.default_rng(0).normal(size=(3, 2, 5, 8)).astype(np.float32)
+    numbers[0, 0, 0] = 0
+    whole, factors = slots._in_eight_bits(numbers, -1)
+    assert whole.dtype == np.int8 and factors.shape == (3, 2, 5)
+    assert np.allclose(factors, np.abs(numbers).max(-1) / 127)
+    wrong = np.abs(np.asarray(whole) * np.asarray(factors)[..., None] - numbers)
+    assert (wrong <= np.asarray(factors)[..., None] * 0.5001).all() and not whole[0, 0, 0].any()
+
+    model, module = llama
+    model = model._replace(tokenizer=Endless(model.tokenizer))
+    rng = random.Random(5)
+    prompts = [rng.choices(range(3, 266), k=17) for _ in range(4)]
+    found = run(model, prompts, SamplingSettings(20, 0.0), range(4), 4, eight_bits=True)
+    exact = [references.logprobs(module, p, c.token_ids) for p, c in zip(prompts, found)]
+    wrong = np.abs(np.subtract([completion.logprobs for completion in found], exact))
+    assert 1e-5 < wrong.mean() < 0.01
+    # A byte a number, and a factor of four bytes for the 8 of a head.
+    assert sizing.column_bytes(model.config, eight_bits=True) == 2 * 2 * 1 * (8 + 4)
