@@ -115,7 +115,8 @@ def test_the_summary_and_the_report_tell_of_it(work):
     assert summary["evaluation"]["rl_cai"]["harmless_rate"] is None
     assert summary["steps"]["feedback"]["records"] == 3
     page = (folder / "report/index.html").read_text()
-    assert "No judge read the answers of this run" in page and "train-0" not in page
+    assert "No judge read the answers of this run" in page
+    assert all(f'"{name}"' in page for name in ("train-0", "train-1", "train-2"))  # its records
     assert "pick a lock" in page
 
 

@@ -94,7 +94,7 @@ def test_the_chosen_updates_are_profiled_and_all_are_passed_on(tmp_path):
     for number, name in monitoring.profiled(
         enumerate(["one", "two", "three", "four"], start=1), (2, 3), tmp_path / "sl"
     ):
-        x = program(f"update_{name}")(x)
+        x = program(f"update_{name}")(x).block_until_ready()
         seen.append(number)
     assert seen == [1, 2, 3, 4] and x.tolist() == [4, 4, 4, 4]
     logs = tmp_path / "_logs" / "sl"

@@ -438,6 +438,7 @@ def test_a_training_that_diverges_keeps_what_was_good(inputs, tmp_path, monkeypa
     assert drawn and re.search(r"records [ab]-\d+, [ab]-\d+, .* \.\.\.$", message)
     assert sorted(path.name for path in folder.iterdir()) == [
         "metrics.jsonl",
+        "phrases.json",
         "rollouts.jsonl",
         "samples.jsonl",
         "snapshots",
