@@ -184,7 +184,9 @@ def test_an_abandoned_queue_leaves_nothing_behind(llama):
     assert [c.token_ids for c in again] == [c.token_ids for c in expected]
 
 
-@pytest.mark.parametrize(("batch_size", "most"), [(8, 1.0), (3, 1.1)])
+@pytest.mark.parametrize(
+    ("batch_size", "most"), [pytest.param(8, 1.0, marks=pytest.mark.nightly), (3, 1.1)]
+)
 def test_chains_go_on_in_their_slots_and_say_what_each_prompt_says(llama, batch_size, most):
     """Critiques and revisions behind few-shots, of 16 principles: what is there is not read again.
 

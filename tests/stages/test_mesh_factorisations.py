@@ -154,6 +154,7 @@ def test_losses_and_gradients_are_those_of_one_device(kind, sizes):
     assert_same(kind, sizes)
 
 
+@pytest.mark.nightly  # on two axes in the ordinary run: test_mesh.py
 @pytest.mark.parametrize("kind", ["finetune"])
 def test_losses_and_gradients_on_three_axes(kind):
     assert_same(kind, (2, 2, 2))
