@@ -304,6 +304,7 @@ def check_same(several, one):
             assert line == pytest.approx(of_one, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.nightly
 def test_two_hosts_one_killed_in_training_go_on_to_the_texts_of_one(world):
     write_config(world, SHORT, 2)
     processes = start(world, 2, "two")

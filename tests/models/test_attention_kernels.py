@@ -103,6 +103,7 @@ def test_splash_attention_is_the_plain_one(name, packed):
     assert np.abs(joined[0] - found[0]).max() > 0.1
 
 
+@pytest.mark.nightly
 def test_rows_and_heads_are_split_over_the_mesh(packed):
     config, params = model()
     mesh = meshes.make_mesh(ConfigDict({"data": 1, "fsdp": 2, "tensor": 2}), jax.devices()[:4])
