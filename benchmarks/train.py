@@ -19,7 +19,11 @@ peak of a large float32 matrix product that is measured in the same run. A machi
 something else besides gives no number worth keeping. Before it starts, the process tells glibc to
 keep the memory it has, as the Makefile does: XLA loses up to 40 % to page faults otherwise.
 
-MEASURED
+Measured on two CPU cores (206 GFLOP/s), shape 28m, 3 rounds: finetune 808 tokens/s (MFU 68 %), 1.48
+times torch, 1.76 times TRL as it is, 1.25 times TRL that keeps activations. Preference with shared
+prompts 1,147 tokens/s, 1.18 times torch, 1.58 and 1.12 times TRL; one text a row 1.02, 1.37 and
+0.97; the tokens of a shared prompt count twice, as torch computes them. PPO beside TRL that keeps
+activations: 1.05 times with a value model of its own (0.74 episodes a second), 1.82 with a head.
 """
 
 import argparse
