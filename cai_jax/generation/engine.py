@@ -132,7 +132,6 @@ class Engine:
         # Where layers are computed one by one, their weights are cut out once, not in each chunk.
         self.model = model._replace(params=slots.by_layer_jit(model.params, model.config, mesh))
         self.seats: dict[int, Seat] = {}  # by slot
-        self.owned: set[int] = set()  # slots of sessions that go on
         self.held = Held(plan.slots)
         self.span = 0
         self.past: Any = None
