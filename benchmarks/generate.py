@@ -1,6 +1,6 @@
 """Greedy generation beside `transformers.generate`: tokens a second of the same model, in one run.
 
-    python benchmarks/generate.py [--prompts=32] [--repeats=3] [--width=512 --layers=8 ...]
+    python benchmarks/generate.py [--workloads=equal,ragged] [--prompts=32] [--repeats=3] ...
 
 makes a random Llama of 28M parameters (float32), and times two workloads, each after one run that
 compiles: `equal`, where prompts have 128 tokens and completions too, and `ragged`, where
@@ -45,7 +45,7 @@ class NoTokenizer:
 
 def parser() -> argparse.ArgumentParser:
     """The flags: the workload's size, and the model's."""
-    flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    flags = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     flags.add_argument("--prompts", type=int, default=32, help="and rows of a batch")
     flags.add_argument("--prompt_tokens", type=int, default=128)
     flags.add_argument("--new_tokens", type=int, default=128)
@@ -98,8 +98,10 @@ def both_models(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def main() -> None:
-    """Runs both workloads."""
-    args = parser().parse_args()
+    """Runs the workloads."""
+    flags = parser()
+    flags.add_argument("--workloads", default="equal,ragged", help="which to run")
+    args = flags.parse_args()
     import numpy as np
     import torch
 
@@ -118,6 +120,7 @@ def main() -> None:
         "equal": (prompts(args.prompts), [args.new_tokens] * args.prompts),
         "ragged": (prompts(4 * args.prompts), ragged),
     }
+    workloads = {name: workloads[name] for name in args.workloads.split(",")}
     result: dict[str, Any] = {"shape": {name: getattr(args, name) for name in SHAPE}}
     for name, (texts, budgets) in workloads.items():
         settings = [SamplingSettings(budget, temperature=0.0) for budget in budgets]

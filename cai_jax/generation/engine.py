@@ -23,7 +23,7 @@ import numpy as np
 from cai_jax.generation import batching, slots
 from cai_jax.generation.distribution import Filter, mode_of
 from cai_jax.generation.placing import rows_sharding
-from cai_jax.generation.seating import Held, Kind, Place, Waiting, next_places
+from cai_jax.generation.seating import Held, Place, Waiting, next_places, shared_beginning
 from cai_jax.generation.settings import Completion, SamplingSettings, Stats
 from cai_jax.generation.sizing import SlotPlan
 from cai_jax.generation.slots import CHUNK, NO_TOKEN, Slots
@@ -37,6 +37,8 @@ if typing.TYPE_CHECKING:
 
 SMALLEST_SPAN = 32  # columns of the smallest slot
 AHEAD = 64  # tokens of a completion for which there are columns at once
+PIECE = 1024  # tokens of a prompt that are read at once
+ROUND = 128  # columns of a trunk are a multiple
 MODES = ("greedy", "sample", "filter")
 
 
@@ -135,6 +137,7 @@ class Engine:
         self.held = Held(plan.slots)
         self.span = 0
         self.past: Any = None
+        self.trunk: Any = None  # the keys and values of `held.trunk`
         self.slots = no_slots(plan.slots, 8)
         self.ends: dict[tuple[str, ...], list[int]] = {}  # of stop strings, the tokens
         self.put = functools.partial(placing.place, sharding=rows_sharding(mesh))
@@ -143,9 +146,12 @@ class Engine:
         """Places requests in slots, with all that their prompts have in front of the last token."""
         going = {item.slot for item in waiting}
         left = list(waiting)
+        self._grow([item.head for item in waiting])
         self._fit(
             [
-                len(requests[item.session].prompt)
+                len(item.head)
+                + 1
+                - self.held.begins(item.head)
                 + min(requests[item.session].settings.max_new_tokens, AHEAD)
                 for item in waiting
             ]
@@ -157,41 +163,56 @@ class Engine:
                 if slot not in self.seats and slot not in going
             ]
             kind, places, left = next_places(self.held, left, free, self.plan.refill)
-            self._read(kind, places)
+            moved = [place for place in places if place.source != place.slot]
+            if moved:
+                rows = self._rows([place.slot for place in moved])
+                sources = self._rows([place.source for place in moved])
+                self.past = slots.copy_jit(self.past, sources, rows, self.mesh)
+            if kind != "same":
+                self.past = self._read(self.past, places)
             for place in places:
                 request = requests[place.waiting.session]
-                self.held.put(place.slot, place.waiting.head)
+                self.held.put(place.slot, place.waiting.head[place.base :], place.base)
                 self.stats.prompt_tokens += len(request.prompt)
-                self.stats.forwarded_prompt_tokens += len(request.prompt) - place.kept
+                self.stats.forwarded_prompt_tokens += 1 + len(place.rest)
                 self.seats[place.slot] = self._seat(place, request)
 
-    def _read(self, kind: Kind, places: list[Place]) -> None:
-        """Makes the slots hold what the requests need, without changing what the host knows."""
-        model, mesh = self.model, self.mesh
-        moved = [place for place in places if place.source != place.slot]
-        if moved:
-            rows = self._rows([place.slot for place in moved])
-            sources = self._rows([place.source for place in moved])
-            self.past = slots.copy_jit(self.past, sources, rows, mesh)
-        if kind == "same":
+    def _grow(self, heads: Sequence[np.ndarray]) -> None:
+        """Gives the slots another trunk, where nobody has what is there and some share one."""
+        held = self.held
+        if held.base[list(self.seats)].any() or any(held.begins(head) for head in heads):
             return
-        rest = [place.waiting.head[place.kept :] for place in places]
-        count = self._padded(len(places))
-        rows, kept = (
-            self._rows(column) for column in ([p.slot for p in places], [p.kept for p in places])
-        )
-        width = batching.bucket(max(map(len, rest)))
-        if not width:
-            return  # nothing to read: prompts of one token
-        tokens, counts = batching.pad_right(rest, count, width)
-        tokens, counts = self.put(tokens), self.put(counts)
-        if kind == "fresh":
-            cache = slots.prefill_jit(model.params, model.config, tokens, counts, mesh)
-            self.past = slots.write_jit(self.past, cache, rows, kept, mesh)
-        else:
-            self.past = slots.extend_jit(
-                model.params, model.config, self.past, rows, kept, tokens, counts, mesh
+        trunk = shared_beginning(heads)
+        if not len(trunk):
+            return
+        rows, span = batching.row_count(1, 1, self.mesh), batching.bucket(len(trunk))
+        past = slots.empty_jit(self.model.config, rows, span, False, self.mesh)
+        past = self._read(past, [Place(Waiting(0, trunk, 0), 0, 0, 0)])
+        # Not a bucket: it is read in every step, and there are few.
+        self.trunk = slots.trunk_jit(past, -(-len(trunk) // ROUND) * ROUND, self.mesh)
+        held.grow(trunk)
+        self.stats.forwarded_prompt_tokens += len(trunk)
+
+    def _read(self, past: Any, places: Sequence[Place]) -> Any:
+        """The slots `past` with what requests need there, piece by piece."""
+        model, mesh = self.model, self.mesh
+        for first in range(0, max(len(place.rest) for place in places), PIECE):
+            some = [place for place in places if len(place.rest) > first]
+            pieces = [place.rest[first : first + PIECE] for place in some]
+            count, width = self._padded(len(some)), batching.bucket(max(map(len, pieces)))
+            tokens, counts = map(self.put, batching.pad_right(pieces, count, width))
+            rows = self._rows([place.slot for place in some])
+            kept = self._rows([place.kept + first for place in some])
+            base = self._rows([place.base for place in some])
+            if not first and not any(place.kept or place.base for place in some):
+                cache = slots.prefill_jit(model.params, model.config, tokens, counts, mesh)
+                past = slots.write_jit(past, cache, rows, kept, mesh)
+                continue
+            trunk = (self.trunk, base) if any(place.base for place in some) else (None, None)
+            past = slots.extend_jit(
+                model.params, model.config, past, rows, kept, tokens, counts, mesh, *trunk
             )
+        return past
 
     def _padded(self, count: int) -> int:
         """How many are computed: those of a refill, or the fewest where there is only one."""
@@ -208,6 +229,7 @@ class Engine:
         of, slot = self.slots, place.slot
         of.token[slot] = request.prompt[-1]
         of.position[slot] = len(request.prompt) - 1
+        of.base[slot] = place.base
         of.generated[slot] = 0
         of.done[slot] = False
         of.budget[slot] = settings.max_new_tokens
@@ -242,8 +264,8 @@ class Engine:
         """
         of, used = self.slots, list(self.seats)
         left = of.budget[used] - of.generated[used]
-        if (of.position[used] + np.minimum(left, CHUNK)).max() > self.span:
-            self._fit((of.position[used] + np.minimum(left, AHEAD)).tolist())
+        if (of.column[used] + np.minimum(left, CHUNK)).max() > self.span:
+            self._fit((of.column[used] + np.minimum(left, AHEAD)).tolist())
         filters = (_mode(self.seats[slot].request.settings) for slot in used)
         self.past, chunk = slots.decode_jit(
             self.model.params,
@@ -254,6 +276,7 @@ class Engine:
             min(self.plan.slots - len(used) + max(wanted, 1), self.plan.slots),
             max(filters, key=MODES.index),
             self.mesh,
+            self.trunk if of.base[used].any() else None,
         )
         tokens, logprobs, tempered, steps = placing.fetch(tuple(chunk))
         self.stats.decode_steps += int(steps)
@@ -274,7 +297,8 @@ class Engine:
                 over.append((slot, seat, completion))
                 del self.seats[slot]
                 of.done[slot] = True
-                self.held.put(slot, [*seat.request.prompt, *seat.tokens[:-1]])
+                base = int(of.base[slot])
+                self.held.put(slot, [*seat.request.prompt, *seat.tokens[:-1]][base:], base)
                 self.stats.generated_tokens += len(completion.token_ids)
         return over
 
@@ -309,7 +333,7 @@ class Engine:
         They keep what they have, unless it is too little, or more than twice what is needed.
         """
         used = list(self.seats)
-        live = (int(self.slots.position[slot]) + CHUNK for slot in used)
+        live = (int(self.slots.column[slot]) + CHUNK for slot in used)
         needed = batching.bucket(max(itertools.chain(lengths, live)), SMALLEST_SPAN)
         if self.span < needed or self.span >= 2 * needed:
             if self.past is None:
@@ -343,4 +367,5 @@ def no_slots(count: int, ends: int) -> Any:
             zeros(np.float32), zeros(np.int32), 1 + zeros(np.float32), zeros(np.float32)
         ),
         stop_ids=typing.cast(Any, np.full((count, ends), NO_TOKEN, np.int32)),
+        base=zeros(np.int32),
     )

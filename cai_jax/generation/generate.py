@@ -153,7 +153,7 @@ def converse(
         return results
     with batching.measured(stats) as stats:
         span = batching.bucket(model.config.max_positions, SMALLEST_SPAN)
-        plan = plan_slots(model.config, count, batch_size, span, memory, mesh, eight_bits)
+        plan = plan_slots(model.config, count, batch_size, span, memory, mesh, eight_bits, True)
         sessions = (_session(model, conversation) for conversation in conversations)
         for number, result in engine.serve(model, sessions, plan, mesh, stats, progress):
             results[number] = result

@@ -7,7 +7,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cai_jax.models.cache import Cache, Past
+from cai_jax.models.cache import Cache, Past, Trunk
 
 ROWS = ("data", "fsdp")  # the mesh axes that split a batch
 
@@ -42,6 +42,20 @@ def split_past(past: Past, mesh: Mesh | None) -> Past:
     scales = jax.tree.map(lambda array: _by_head(array, mesh, 3), past.scales)
     keys, values = jax.tree.map(lambda array: _by_head(array, mesh), (past.keys, past.values))
     return Past(keys, values, past.lengths, scales)
+
+
+def split_trunk(trunk: Trunk, mesh: Mesh | None) -> Trunk:
+    """Pins the layout of a trunk: its heads are split, and every row reads them."""
+    if mesh is None:
+        return trunk
+
+    def split(array: Any) -> Any:
+        layers = array.ndim - 4
+        of_rows = heads_sharding(mesh, array.shape[1 + layers], layers).spec
+        spec = P(*(None if axis == ROWS else axis for axis in of_rows))
+        return lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+
+    return jax.tree.map(split, trunk)
 
 
 def _by_head(array: Any, mesh: Mesh, axes: int = 4) -> Any:

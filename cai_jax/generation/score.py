@@ -123,6 +123,10 @@ def choice_logprobs(
     This is how a feedback model answers a multiple-choice question (paper, section 4.1): `choices`
     are the tokens of " (A)" and " (B)". Choices of one token each are read from one position, in
     one pass; longer ones go through `score`. See there for the other arguments.
+
+    Records keep what the model said of each choice among all tokens, so that the sum over the
+    vocabulary is needed too, and not the two columns of the unembedding alone: it is taken of the
+    last position of each text, as many texts at a time as `CHUNK_LOGITS` allows.
     """
     if any(len(choice) != 1 for choice in choices):
         scored = score(
@@ -171,18 +175,25 @@ def token_logprobs(
     Works on as many positions at a time as `CHUNK_LOGITS` allows.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
-    count = len(flat)
+    return _logprobs(params, config, flat, targets.reshape(-1, 1)).reshape(targets.shape)
+
+
+def _logprobs(
+    params: transformer.Params, config: ModelConfig, hidden: jax.Array, targets: jax.Array
+) -> jax.Array:
+    """The log-probabilities of targets [n, k] from hidden states [n, D], chunk by chunk."""
+    count = len(hidden)
     chunk = min(max(CHUNK_LOGITS // config.vocab_size, 1), count)
     padding = -count % chunk
-    flat = jnp.pad(flat, ((0, padding), (0, 0))).reshape(-1, chunk, flat.shape[-1])
-    wanted = jnp.pad(targets.reshape(-1), (0, padding)).reshape(-1, chunk)
+    states = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
+    wanted = jnp.pad(targets, ((0, padding), (0, 0))).reshape(-1, chunk, targets.shape[-1])
 
     def read(block):
         logits = transformer.logits(params, config, block[0])
-        chosen = jnp.take_along_axis(logits, block[1][:, None], axis=1)[:, 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
+        chosen = jnp.take_along_axis(logits, block[1], axis=1)
+        return chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
-    return lax.map(read, (flat, wanted)).reshape(-1)[:count].reshape(targets.shape)
+    return lax.map(read, (states, wanted)).reshape(-1, targets.shape[-1])[:count]
 
 
 Where = typing.Literal["all", "last"]
@@ -251,6 +262,4 @@ def _read(
         hidden, _ = reuse.continued(params, config, cache, source, tokens, mask)
     if where == "all":
         return token_logprobs(params, config, hidden[:, -targets.shape[1] :], targets)
-    logits = transformer.logits(params, config, hidden[:, -1])
-    chosen = jnp.take_along_axis(logits, targets, axis=1)
-    return chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    return _logprobs(params, config, hidden[:, -1], targets)

@@ -1,8 +1,8 @@
 """What the slot engine will allocate, stated by arithmetic and fitted to a budget before it does.
 
 Counted are keys and values: of the slots, of their copy while they are given more columns, of what
-is read in front of prompts that go on, and of a chunk. The weights are there already, and
-activations are small beside them.
+is read in front of prompts that go on, of a trunk and its copy, and of a chunk. The weights are
+there already, and activations are small beside them.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def plan_slots(
     memory: int | None = None,
     mesh: Mesh | None = None,
     eight_bits: bool = False,
+    again: bool = False,
 ) -> SlotPlan:
     """The slots for a queue of requests.
 
@@ -55,6 +56,7 @@ def plan_slots(
         memory: bytes of keys and values at most: slots are halved until they fit; None: no bound.
         mesh: splits the slots.
         eight_bits: round keys and values to 8 bits.
+        again: who is in the queue asks again, so that slots are refilled however few they are.
 
     Raises:
         InputError: not even the fewest slots fit into `memory`.
@@ -62,10 +64,12 @@ def plan_slots(
     slots = row_count(requests, batch_size, mesh)
     while True:
         # All at once, or a quarter at a time, so that it is worth it and none waits for long.
-        part = slots if requests <= slots else -(-slots // 4)
+        # Never one alone, which shows nobody what it shares with the next.
+        part = slots if requests <= slots and not again else min(max(-(-slots // 4), 2), slots)
         refill = row_count(part, part, mesh)
         stored = (2 * slots + refill) * span * column_bytes(config, eight_bits)
-        taken = stored + (slots * CHUNK + refill * span) * column_bytes(config)
+        one = row_count(1, 1, mesh)
+        taken = stored + (slots * CHUNK + (refill + 2 * one) * span) * column_bytes(config)
         plan = SlotPlan(slots, refill, span, taken, eight_bits)
         if memory is None or taken <= memory:
             return plan

@@ -3,6 +3,7 @@
 A slot holds the keys and values of one text from column 0 on, so that a text can be cut, continued
 and copied without moving anything. A chunk of decode steps writes its columns into a small cache of
 its own, all rows at the same column, and reads both; the columns go into the slots at the end.
+Texts that begin with the trunk have its keys and values from there, and hold what follows alone.
 
 Axes: B slots, F rows written at a time, T tokens of them, C steps of a chunk, S columns of a slot,
 E stop tokens.
@@ -17,9 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from cai_jax.generation.distribution import Filter, Mode, draw, uniforms
-from cai_jax.generation.placing import split_cache, split_past
+from cai_jax.generation.placing import split_cache, split_past, split_trunk
 from cai_jax.models import transformer
-from cai_jax.models.cache import Arrays, Cache, Past, init_cache
+from cai_jax.models.cache import Arrays, Cache, Past, Trunk, init_cache
 from cai_jax.models.config import ModelConfig
 
 CHUNK = 16  # C: decode steps between two looks at what is finished
@@ -37,6 +38,12 @@ class Slots(NamedTuple):
     keys: jax.Array  # [B, W] uint32: the bits of the request's random key
     filters: Filter  # [B] each
     stop_ids: jax.Array  # [B, E] tokens that end the request, and are kept
+    base: jax.Array | None = None  # [B] tokens of the trunk that the text begins with; None: 0
+
+    @property
+    def column(self) -> jax.Array:
+        """[B] of the last token in its slot."""
+        return self.position if self.base is None else self.position - self.base
 
 
 class Chunk(NamedTuple):
@@ -78,6 +85,8 @@ def extend(
     kept: jax.Array,
     tokens: jax.Array,
     counts: jax.Array,
+    trunk: Trunk | None = None,
+    base: jax.Array | None = None,
 ) -> Past:
     """The slots with more tokens in some of them.
 
@@ -89,9 +98,12 @@ def extend(
         kept: [F] columns that stay.
         tokens: [F, T] what follows them, padded on the right.
         counts: [F] tokens of them.
+        trunk: of some of them.
+        base: [F] tokens of the trunk, or 0; None: 0.
     """
-    before = _taken(past, rows)._replace(lengths=kept)
-    cache = _read(params, config, tokens, counts, kept, before)
+    position = kept if base is None else kept + base
+    before = _taken(past, rows)._replace(lengths=position, trunk=trunk, base=base)
+    cache = _read(params, config, tokens, counts, position, before)
     return write(past, cache, rows, kept)
 
 
@@ -135,6 +147,7 @@ def decode(
     until: jax.Array,
     mode: Mode,
     steps: int = CHUNK,
+    trunk: Trunk | None = None,
 ) -> tuple[Cache, Chunk]:
     """Decodes up to `limit` tokens, or until as many as `until` slots are done.
 
@@ -147,12 +160,13 @@ def decode(
         until: [] 1 to B.
         mode: what the filters need; see `distribution.mode_of`.
         steps: C.
+        trunk: of the slots whose `base` is not 0.
 
     Returns:
         The columns [B, C] that follow what the slots hold, and the tokens.
     """
     batch = slots.token.shape[0]
-    past = past._replace(lengths=slots.position)
+    past = past._replace(lengths=slots.position, trunk=trunk, base=slots.base)
     if mode == "greedy":
         numbers = jnp.zeros((batch, steps), jnp.float32)
     else:
@@ -320,9 +334,19 @@ def write_jit(past, cache, rows, firsts, mesh=None) -> Past:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="past")
-def extend_jit(params, config, past, rows, kept, tokens, counts, mesh=None) -> Past:
+def extend_jit(
+    params, config, past, rows, kept, tokens, counts, mesh=None, trunk=None, base=None
+) -> Past:
     """`extend`, in place, compiled once for each shape."""
-    return split_past(extend(params, config, past, rows, kept, tokens, counts), mesh)
+    longer = extend(params, config, past, rows, kept, tokens, counts, trunk, base)
+    return split_past(longer, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("span", "mesh"))
+def trunk_jit(past, span, mesh=None) -> Trunk:
+    """The trunk that is what the first slot holds in its first columns."""
+    first = resized(_taken(past, jnp.zeros((1,), jnp.int32)), span)
+    return split_trunk((first.keys, first.values), mesh)
 
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames="past")
@@ -338,11 +362,13 @@ def resize_jit(past, span, mesh=None) -> Past:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mode", "mesh"), donate_argnames="past")
-def decode_jit(params, config, past, slots, limit, until, mode, mesh=None) -> tuple[Past, Chunk]:
+def decode_jit(
+    params, config, past, slots, limit, until, mode, mesh=None, trunk=None
+) -> tuple[Past, Chunk]:
     """A chunk of `decode`, written into the slots, in place; once for each shape and mode."""
-    cache, chunk = decode(params, config, past, slots, limit, until, mode)
+    cache, chunk = decode(params, config, past, slots, limit, until, mode, trunk=trunk)
     rows = jnp.arange(slots.token.shape[0])
-    return split_past(write(past, cache, rows, slots.position), mesh), chunk
+    return split_past(write(past, cache, rows, slots.column), mesh), chunk
 
 
 @functools.partial(jax.jit, static_argnames="config")

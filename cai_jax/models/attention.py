@@ -9,10 +9,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from cai_jax.models import attention_kernels, causal_attention
 from cai_jax.models.attention_kernels import Sight
+from cai_jax.models.cache import Past
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.layers import norm_scale, normalize, project, with_adapter
 from cai_jax.models.rotary import rotate
@@ -104,17 +106,24 @@ def _cached(keys, values, state, layer, start):
 def _attend(queries, keys, values, bias, soft_cap, past=None):
     """[B, K, G, T, H] of scaled queries, keys [B, K, H, S], values [B, K, S, H], bias [B, T, S].
 
-    With a past, of one layer, its columns come first in the bias.
+    With a past, of one layer, its columns come first in the bias, and those of its trunk before.
     """
     batch, kv_heads, groups, length, head_dim = queries.shape
     # The G heads of a group are more rows of one matrix product with their shared keys.
     rows = queries.reshape(batch, kv_heads, groups * length, head_dim)
-    weights = _products(rows, keys)
+    parts = [_products(rows, keys)]
     if past is not None:
         before = _products(rows, past.keys.astype(rows.dtype))
         if past.scales is not None:
             before = before * past.scales[0][:, :, None]
-        weights = jnp.concatenate([before, weights], axis=-1)
+        parts = [before, *parts]
+    if past is not None and past.trunk is not None:
+        # So are the rows of all texts, with a trunk.
+        alike = jnp.einsum(
+            "bkth,khs->bkts", rows, past.trunk[0][0], preferred_element_type=jnp.float32
+        )
+        parts = [alike, *parts]
+    weights = jnp.concatenate(parts, axis=-1)
     if soft_cap is not None:
         weights = soft_cap * jnp.tanh(weights / soft_cap)
     weights = weights.reshape(batch, kv_heads, groups, length, -1) + bias[:, None, None]
@@ -122,11 +131,14 @@ def _attend(queries, keys, values, bias, soft_cap, past=None):
     weights = weights.reshape(batch, kv_heads, groups * length, -1)
     if past is None:
         return jnp.einsum("bkts,bksh->bkth", weights, values).reshape(queries.shape)
-    before, weights = jnp.split(weights, [past.values.shape[-2]], axis=-1)
+    ends = np.cumsum([part.shape[-1] for part in parts])
+    *alike, before, weights = jnp.split(weights, ends[:-1], axis=-1)
     if past.scales is not None:
         before = (before * past.scales[1][:, :, None]).astype(values.dtype)
     attended = jnp.einsum("bkts,bksh->bkth", weights, values)
     attended += jnp.einsum("bkts,bksh->bkth", before, past.values.astype(values.dtype))
+    for part in alike:
+        attended += jnp.einsum("bkts,ksh->bkth", part, past.trunk[1][0])
     return attended.reshape(queries.shape)
 
 
@@ -167,17 +179,21 @@ def segment_bias(
     return jnp.where(seen, 0.0, MASKED)
 
 
-def past_bias(
-    lengths: jax.Array, positions: jax.Array, span: int, window: int | None = None
-) -> jax.Array:
-    """[B, T, S]: 0 where the token at a position [B, T] may see column s of S = `span`.
+def past_bias(past: Past, positions: jax.Array, window: int | None = None) -> jax.Array:
+    """[B, T, P + S]: 0 where the token at a position [B, T] may see a column of a past.
 
-    Column s of row b holds the token at position s, if s < lengths[b].
+    Column s of row b holds the token at position base[b] + s, if that is less than lengths[b]. The
+    P columns of a trunk come first, and hold the first base[b] tokens.
     """
-    columns = jnp.arange(span)
-    seen = jnp.broadcast_to(columns < lengths[:, None, None], (*positions.shape, span))
+    assert past.lengths is not None
+    shared = past.trunk_span
+    base = jnp.zeros_like(past.lengths) if past.base is None else past.base
+    columns = jnp.arange(past.span)[None]
+    held = jnp.where(columns < shared, columns, columns - shared + base[:, None])  # [B, P + S]
+    ends = jnp.where(columns < shared, base[:, None], past.lengths[:, None])
+    seen = jnp.broadcast_to((held < ends)[:, None], (*positions.shape, past.span))
     if window is not None:
-        seen &= positions[:, :, None] - columns < window
+        seen &= positions[:, :, None] - held[:, None] < window
     return jnp.where(seen, 0.0, MASKED)
 
 

@@ -24,21 +24,33 @@ class Cache(NamedTuple):
     length: jax.Array  # [] int32: slots written so far, padding included
 
 
+Trunk = tuple[Arrays, Arrays]
+"""Keys [L, 1, K, H, P], rotated, and values [L, 1, K, P, H] of what several texts begin with."""
+
+
 class Past(NamedTuple):
     """Keys and values of texts of unequal length, each from column 0 on: only read by the model.
 
-    In 8 bits, each column of a head has a factor; a column is its whole numbers times that.
+    In 8 bits, each column of a head has a factor; a column is its whole numbers times that. Texts
+    that begin with the same P tokens may share one trunk of these, and hold what follows alone.
     """
 
     keys: Arrays  # [L, B, K, H, S], rotated
     values: Arrays  # [L, B, K, S, H]
-    lengths: jax.Array | None  # [B] int32: columns that hold a token
+    lengths: jax.Array | None  # [B] int32: tokens of the text, those of its trunk included
     scales: tuple[Arrays, Arrays] | None = None  # [L, B, K, S] of keys and values, float32
+    trunk: Trunk | None = None
+    base: jax.Array | None = None  # [B] int32: tokens of the trunk that the text begins with, or 0
+
+    @property
+    def trunk_span(self) -> int:
+        """P; 0 without a trunk."""
+        return 0 if self.trunk is None else jax.tree.leaves(self.trunk[1])[0].shape[-2]
 
     @property
     def span(self) -> int:
-        """S."""
-        return jax.tree.leaves(self.values)[0].shape[-2]
+        """P + S: the columns that a text may see."""
+        return self.trunk_span + jax.tree.leaves(self.values)[0].shape[-2]
 
 
 def init_cache(config: ModelConfig, batch: int, span: int, *, by_layer: bool = False) -> Cache:

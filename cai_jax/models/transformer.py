@@ -164,7 +164,7 @@ class Transformer(nn.Module):
             valid = lax.dynamic_update_slice(cache.valid, segments != 0, (0, start))
             biases = [cache_bias(valid, start, length, window) for window in windows]
         if past is not None:
-            before = [past_bias(past.lengths, positions, past.span, window) for window in windows]
+            before = [past_bias(past, positions, window) for window in windows]
             biases = [jnp.concatenate(both, axis=-1) for both in zip(before, biases)]
         if kernel != "plain":
             near = [jnp.asarray(window is not None) for window in windows]
@@ -173,7 +173,7 @@ class Transformer(nn.Module):
         x = split_rows(Embedder(config, name="embedder")(tokens))
         if config.learned_positions:
             x = x + PositionEmbedder(config, name="position_embedder")(positions)
-        read = None if past is None else past._replace(lengths=None)
+        read = None if past is None else past._replace(lengths=None, base=None)
         if layers is None:
             (x, state), _ = _scanned_layers(config)(
                 (x, state), jnp.arange(config.layers), rotations, biases, start, read

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import types
 
+import jax
+import jax.extend
 import numpy as np
 import pytest
 import references
@@ -15,6 +17,7 @@ from cai_jax.generation import prefixes
 from cai_jax.generation import score as scoring
 from cai_jax.generation.score import choice_logprobs, score
 from cai_jax.generation.settings import Stats
+from cai_jax.models import transformer
 
 A, C, D = [40, 41, 42, 43], [70], [9] * 12
 PROMPTS = [A, C, A, [], D, A]
@@ -122,6 +125,36 @@ def test_what_has_no_room_or_no_embedding_is_refused(llama):
         score(llama[0], [C], [[[1], [5, 288]]], names=["a"])
     with pytest.raises(InputError, match="^prompt 0: expected tokens .* of 288, found 300"):
         score(llama[0], [[300]], [[[1]]])
+
+
+def test_choices_are_read_a_few_texts_at_a_time(llama, monkeypatch):
+    """No array is as large as the logits of a batch, let alone of all its positions."""
+    model = llama[0]._replace(config=dataclasses.replace(llama[0].config, norm_eps=1.00002e-6))
+    monkeypatch.setattr(scoring, "CHUNK_LOGITS", 3 * model.config.vocab_size)
+    tokens = np.random.default_rng(0).integers(3, 266, (8, 20)).astype(np.int32)
+    arguments = np.zeros(8, np.int32), tokens, np.ones_like(tokens), np.full((8, 2), (7, 9))
+
+    def read(params):
+        return scoring._read(params, model.config, None, *arguments, "last")
+
+    sizes = [
+        variable.aval.size
+        for equations in every_jaxpr(jax.make_jaxpr(read)(model.params).jaxpr)
+        for equation in equations
+        for variable in equation.outvars
+    ]
+    assert 3 * model.config.vocab_size in sizes
+    assert not {8 * model.config.vocab_size, 8 * 20 * model.config.vocab_size} & set(sizes)
+    whole = transformer.forward(model.params, model.config, tokens)[0]
+    whole = jax.nn.log_softmax(transformer.logits(model.params, model.config, whole))
+    assert np.allclose(read(model.params), whole[:, -1, [7, 9]], atol=1e-5)
+
+
+def every_jaxpr(jaxpr):
+    """The equations of a program, and of the programs in it."""
+    yield jaxpr.eqns
+    for inner in jax.extend.core.subjaxprs(jaxpr):
+        yield from every_jaxpr(inner)
 
 
 def test_choices_of_one_token_and_of_more(llama):

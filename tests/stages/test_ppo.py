@@ -19,8 +19,10 @@ from cai_jax.data.prompt_batches import FittedPrompts
 from cai_jax.data.rollouts import texts
 from cai_jax.data.schema import Prompt, Rollout, read_records, write_records
 from cai_jax.errors import InputError
+from cai_jax.generation import batching
 from cai_jax.generation.preference import end_scores, preference_scores
 from cai_jax.generation.score import score as score_texts
+from cai_jax.generation.settings import Stats
 from cai_jax.models import transformer, weights
 from cai_jax.sandbox.tokenizer import vocabulary
 from cai_jax.stages import ppo
@@ -231,15 +233,18 @@ def programs(inputs):
 def test_score_rises_under_a_fixed_judge_and_the_reference_stays(programs, inputs):
     state, _ = programs.new_state()
     before = jax.tree.map(np.array, programs.reference.params)
-    scores, offset, key = [], 0.0, jax.random.key(1)
+    scores, offset, key, later = [], 0.0, jax.random.key(1), Stats()
     for iteration in range(40):
-        _, prompts = next(programs.draws)
-        experience = programs.rollout(state.params, prompts)
-        offset = offset if iteration else np.mean(experience.scores)
-        scores.append(float(np.mean(experience.scores)))
-        state, metrics = programs.update(
-            state, experience, offset, jax.random.fold_in(key, iteration)
-        )
+        # New weights take the place of the old ones, and nothing is compiled for them.
+        with batching.measured(later if iteration else None):
+            _, prompts = next(programs.draws)
+            experience = programs.rollout(state.params, prompts)
+            offset = offset if iteration else np.mean(experience.scores)
+            scores.append(float(np.mean(experience.scores)))
+            state, metrics = programs.update(
+                state, experience, offset, jax.random.fold_in(key, iteration)
+            )
+    assert later.seconds > 0 == later.compile_seconds
     liked = np.asarray(experience.tokens)[:, -RESPONSE:] >= LIKED
     assert liked[np.asarray(experience.response)].mean() > 0.9
     assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 3
