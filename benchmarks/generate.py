@@ -6,8 +6,9 @@ makes a random Llama of 28M parameters (float32), and times two workloads, each 
 compiles: `equal`, where prompts have 128 tokens and completions too, and `ragged`, where
 completions have 8 to 256 tokens, four batches of them. `transformers` decodes batch by batch, with
 its dynamic and with its static cache, and the better one counts; it goes on to the longest of a
-batch. Prints a table, and one JSON object. `same_tokens` is the share of completions that both gave
-alike: ties of random weights aside, all.
+batch. With `--tunix=PYTHON` so does Tunix's sampler, in that environment. Prints a table, and one
+JSON object. `same_tokens` is the share of completions that are as ours: ties of random weights
+aside, all.
 
 Run it alone on the machine: whatever else runs there is in the numbers.
 """
@@ -16,6 +17,7 @@ import argparse
 import dataclasses
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -101,6 +103,7 @@ def main() -> None:
     """Runs the workloads."""
     flags = parser()
     flags.add_argument("--workloads", default="equal,ragged", help="which to run")
+    flags.add_argument("--tunix", help="a Python with Tunix, whose sampler runs besides")
     args = flags.parse_args()
     import numpy as np
     import torch
@@ -148,17 +151,50 @@ def main() -> None:
         seconds = {"cai_jax": timed(ours, args.repeats)}
         for cache in PEERS:
             seconds[cache] = timed(lambda cache=cache: theirs(cache), args.repeats)
+        mine = ours()
+        same = {"dynamic": share_of_same(mine, theirs("dynamic"))}
+        if args.tunix:
+            seconds["tunix"], found = tunix(args, module, texts, budgets)
+            same["tunix"] = share_of_same(mine, found)
         rates = {who: round(sum(budgets) / taken, 1) for who, taken in seconds.items()}
-        same = [a == b for a, b in zip(ours(), theirs("dynamic"))]
         result[name] = {
             "tokens": sum(budgets),
             "tokens_per_second": rates,
             "times_transformers": round(rates["cai_jax"] / max(rates[peer] for peer in PEERS), 2),
-            "same_tokens": round(sum(same) / len(same), 3),
+            "same_tokens": same,
             "stats": dataclasses.asdict(stats),
         }
     print_table(result, workloads, "tokens_per_second")
     print(json.dumps(result))
+
+
+def share_of_same(mine: list[list[int]], found: list[list[int]]) -> float:
+    """Of completions that are alike."""
+    return round(sum(a == b for a, b in zip(mine, found, strict=True)) / len(mine), 3)
+
+
+def tunix(
+    args: argparse.Namespace, module: Any, prompts: list[list[int]], budgets: list[int]
+) -> tuple[float, list[list[int]]]:
+    """The seconds of Tunix's sampler, batch by batch in a process of its own, and its tokens."""
+    firsts = range(0, len(prompts), args.prompts)
+    work = {
+        "prompts": [prompts[first : first + args.prompts] for first in firsts],
+        "new_tokens": [max(budgets[first : first + args.prompts]) for first in firsts],
+        "repeats": args.repeats,
+        "rope_theta": module.config.rope_parameters["rope_theta"],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        module.save_pretrained(folder)
+        path = Path(folder) / "work.json"
+        path.write_text(json.dumps(work))
+        script = Path(__file__).with_name("generate_tunix.py")
+        done = subprocess.run(
+            [args.tunix, script, folder, path], stdout=subprocess.PIPE, text=True, check=True
+        )
+    made = json.loads(done.stdout.splitlines()[-1])
+    tokens = [row[:budget] for row, budget in zip(made["tokens"], budgets, strict=True)]
+    return statistics.median(made["seconds"]), tokens
 
 
 def timed(run: Callable[[], Any], repeats: int) -> float:

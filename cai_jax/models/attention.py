@@ -132,12 +132,12 @@ def _attend(queries, keys, values, bias, soft_cap, past=None):
     if past is None:
         return jnp.einsum("bkts,bksh->bkth", weights, values).reshape(queries.shape)
     ends = np.cumsum([part.shape[-1] for part in parts])
-    *alike, before, weights = jnp.split(weights, ends[:-1], axis=-1)
+    *shared, before, weights = jnp.split(weights, ends[:-1], axis=-1)
     if past.scales is not None:
         before = (before * past.scales[1][:, :, None]).astype(values.dtype)
     attended = jnp.einsum("bkts,bksh->bkth", weights, values)
     attended += jnp.einsum("bkts,bksh->bkth", before, past.values.astype(values.dtype))
-    for part in alike:
+    for part in shared:
         attended += jnp.einsum("bkts,ksh->bkth", part, past.trunk[1][0])
     return attended.reshape(queries.shape)
 
