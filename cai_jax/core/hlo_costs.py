@@ -198,8 +198,8 @@ class Module:
         if i.opcode == "copy-start":  # (to, from, ...), either of which may be on the chip
             return _hbm(i.shapes[:2])
         if i.opcode == "slice-start":  # ((all of it), the slice, ...)
-            whole, part = i.shapes[:2]
-            return float(part.bytes * ((not whole.on_chip) + (not part.on_chip)))
+            source, part = i.shapes[:2]
+            return float(part.bytes * ((not source.on_chip) + (not part.on_chip)))
         if i.opcode in ("dynamic-slice", "gather", "slice", "broadcast"):
             return 2.0 * min(_hbm(i.shapes), _hbm(i.shapes[:1]))
         if i.opcode in ("dynamic-update-slice", "scatter"):
