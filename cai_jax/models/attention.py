@@ -60,8 +60,9 @@ class Attention(nn.Module):
             queries = HeadNorm(c, name="query_norm")(queries)
             keys = HeadNorm(c, name="key_norm")(keys)
         if rotation is not None:
-            of_queries = [angle[:, :, -length:] for angle in rotation]
-            queries, keys = rotate(queries, of_queries), rotate(keys, rotation)
+            cosine, sine = rotation
+            queries = rotate(queries, (cosine[:, :, -length:], sine[:, :, -length:]))
+            keys = rotate(keys, rotation)
         queries = queries * (c.query_scalar or c.head_dim) ** -0.5
         new = keys, values
         keys = jnp.swapaxes(keys, 2, 3)  # [B, K, H, S]
