@@ -27,7 +27,7 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, state, layer, rotation, bias, start, past=None):
+    def __call__(self, x, state, layer, rotation, bias, start, past=None, last=None):
         c = self.config
         batch, length, _ = x.shape
         # The head dim counts into the fan-in: attention starts smaller by H^0.5 and near uniform.
@@ -41,11 +41,16 @@ class Attention(nn.Module):
         value_kernel = self._kernel("value", into, (c.width, c.kv_heads, c.head_dim))
         out_kernel = self._kernel("out", out_of, (c.heads, c.head_dim, c.width))
 
-        projected = project(x, query_kernel, key_kernel, value_kernel)
+        asking = x
+        if last is None:
+            projected = project(x, query_kernel, key_kernel, value_kernel)
+        else:
+            length, asking, bias = last, x[:, -last:], bias[:, -last:]
+            projected = project(asking, query_kernel) + project(x, key_kernel, value_kernel)
         # [B, N, T, H], [B, K, S, H], [B, K, S, H]
         queries, keys, values = (jnp.swapaxes(made, 1, 2) for made in projected)
         into_heads = "btd,dr->btr", "btr,rnh->bnth"
-        queries = with_adapter(self, "query", x, queries, *into_heads)
+        queries = with_adapter(self, "query", asking, queries, *into_heads)
         keys = with_adapter(self, "key", x, keys, *into_heads)
         values = with_adapter(self, "value", x, values, *into_heads)
         if c.qkv_bias:
@@ -56,7 +61,9 @@ class Attention(nn.Module):
             queries = HeadNorm(c, name="query_norm")(queries)
             keys = HeadNorm(c, name="key_norm")(keys)
         if rotation is not None:
-            queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+            cosine, sine = rotation
+            queries = rotate(queries, (cosine[:, :, -length:], sine[:, :, -length:]))
+            keys = rotate(keys, rotation)
         queries = queries * (c.query_scalar or c.head_dim) ** -0.5
         new = keys, values
         keys = jnp.swapaxes(keys, 2, 3)  # [B, K, H, S]
