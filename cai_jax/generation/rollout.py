@@ -237,5 +237,6 @@ def response_states(
         tokens[:, :-1],
         positions=positions[:, :-1],
         segments=mask[:, :-1],
+        last=length,
     )
-    return hidden[:, -length:]
+    return hidden
