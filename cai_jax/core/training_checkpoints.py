@@ -11,6 +11,7 @@ another, a checkpoint is not a good one.
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import threading
@@ -21,9 +22,10 @@ from typing import Any, Self
 
 from ml_collections import ConfigDict
 
+from cai_jax import hosts
 from cai_jax.core import artifact, checkpoint
-from cai_jax.core.termination import Terminated, deferred
-from cai_jax.errors import InputError
+from cai_jax.core.termination import deferred
+from cai_jax.errors import InputError, Terminated
 
 STATE = "state"
 POSITION = "position.json"
@@ -116,9 +118,8 @@ class TrainingCheckpoints:
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        import jax
-
-        if jax.process_count() == 1:  # else JAX listens, and tells the hosts at which update
+        self._asked = hosts.asked_to_stop
+        if hosts.count() == 1:
             self._asked = self._open.enter_context(deferred())
         return self
 
@@ -171,14 +172,7 @@ class TrainingCheckpoints:
 
     def due(self, number: int) -> bool:
         """Whether to save after update `number`; on several hosts all get the same answer."""
-        import jax
-
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            self._stop = multihost_utils.reached_preemption_sync_point(number)
-        else:
-            self._stop = self._asked()
+        self._stop = self._asked()
         return self._stop or bool(self._every and number % self._every == 0)
 
     def save(self, number: int, state: Any, position: Mapping[str, Any]) -> None:
@@ -203,7 +197,7 @@ class TrainingCheckpoints:
         # A text, since JSON proper has no NaN, and a measure that is not there yet may be one.
         content: dict[str, Any] = {"number": number, "position": json.dumps(position)}
         # The first host writes this, and the files of the step, which may change under the others.
-        content["files"] = _sizes(self._folder) if jax.process_index() == 0 else {}
+        content["files"] = _sizes(self._folder) if hosts.is_first() else {}
         wait = checkpoint.save_async(path / STATE, state)
         self._writing = threading.Thread(target=self._finish, args=(path, content, wait))
         self._writing.start()
@@ -213,11 +207,12 @@ class TrainingCheckpoints:
 
     def _finish(self, path: Path, content: dict[str, Any], wait: Any) -> None:
         """Waits for Orbax, writes the position, and removes the oldest checkpoints."""
-        import jax
-
         try:
             wait()
-            if jax.process_index() == 0:
+            if hosts.is_first():
+                for name in content["files"]:  # on disk before what counts on them
+                    with open(self._folder / name, "rb") as file:
+                        os.fsync(file.fileno())
                 content["state"] = artifact.file_hashes(path / STATE)
                 artifact.write_json(path / POSITION, {"hash": _hash(content), "content": content})
                 for old in _numbers(self._unfinished)[: -self._keep]:

@@ -15,6 +15,7 @@ from cai_jax.models import attention_kernels, causal_attention
 from cai_jax.models.attention_kernels import Sight
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.layers import norm_scale, normalize, project, with_adapter
+from cai_jax.models.placing import gathered
 from cai_jax.models.rotary import rotate
 
 MASKED = -1e30  # added to the attention logits of what may not be seen; finite, so no NaN arises
@@ -35,10 +36,10 @@ class Attention(nn.Module):
         out_of = nn.initializers.variance_scaling(
             0.5 / c.layers, "fan_in", "normal", in_axis=(0, 1), out_axis=2
         )
-        query_kernel = self._array("query", into, (c.width, c.heads, c.head_dim))
-        key_kernel = self._array("key", into, (c.width, c.kv_heads, c.head_dim))
-        value_kernel = self._array("value", into, (c.width, c.kv_heads, c.head_dim))
-        out_kernel = self._array("out", out_of, (c.heads, c.head_dim, c.width))
+        query_kernel = self._kernel("query", into, (c.width, c.heads, c.head_dim))
+        key_kernel = self._kernel("key", into, (c.width, c.kv_heads, c.head_dim))
+        value_kernel = self._kernel("value", into, (c.width, c.kv_heads, c.head_dim))
+        out_kernel = self._kernel("out", out_of, (c.heads, c.head_dim, c.width))
 
         asking = x
         if last is None:
@@ -84,11 +85,13 @@ class Attention(nn.Module):
             made += self._bias("out_bias", (c.width,))
         return made, state
 
-    def _array(self, name: str, init: Any, shape: tuple[int, ...]) -> jax.Array:
-        return self.param(name, init, shape, jnp.float32).astype(self.config.dtype)
+    def _kernel(self, name: str, init: Any, shape: tuple[int, ...]) -> jax.Array:
+        kernel = self.param(name, init, shape, jnp.float32).astype(self.config.dtype)
+        return gathered(kernel, name)
 
     def _bias(self, name: str, shape: tuple[int, ...]) -> jax.Array:
-        return self._array(name, nn.initializers.zeros, shape)
+        init = nn.initializers.zeros
+        return self.param(name, init, shape, jnp.float32).astype(self.config.dtype)
 
 
 def _cached(keys, values, state, layer, start):

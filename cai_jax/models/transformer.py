@@ -20,7 +20,7 @@ from cai_jax.models.attention import Attention, cache_bias, past_bias, segment_b
 from cai_jax.models.cache import Cache, Past
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.layers import MLP, Embedder, Norm, PositionEmbedder
-from cai_jax.models.placing import split_rows
+from cai_jax.models.placing import gathered, split_rows
 from cai_jax.models.rotary import rotation
 
 Params = dict[str, Any]
@@ -99,8 +99,10 @@ def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
 def unembedding(params: Params, config: ModelConfig) -> jax.Array:
     """The matrix [D, V] from hidden states to logits, before `config.logits_soft_cap`."""
     if config.tied_embeddings:
-        return params["embedder"]["embedding"].T
-    return params["unembedder"]["kernel"]
+        kernel = params["embedder"]["embedding"].T
+    else:
+        kernel = params["unembedder"]["kernel"]
+    return gathered(kernel.astype(config.dtype), "unembedding")
 
 
 def loss_positions(config: ModelConfig) -> int:

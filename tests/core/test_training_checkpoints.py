@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cai_jax.core import artifact, checkpoint
-from cai_jax.core.termination import Terminated, deferred, raising
+from cai_jax.core.termination import deferred, raising
 from cai_jax.core.training_checkpoints import (
     TrainingCheckpoints,
     any_good,
@@ -21,7 +21,7 @@ from cai_jax.core.training_checkpoints import (
     default_config,
     rewind,
 )
-from cai_jax.errors import InputError
+from cai_jax.errors import InputError, Terminated
 
 START = {"number": 0, "total": 0.0, "absent": float("nan")}
 
