@@ -84,12 +84,16 @@ def test_finetune_on_one_device_has_the_flops_of_the_arithmetic(capsys, config, 
 
 
 def test_four_devices_share_the_work_and_the_state(capsys, config):
-    one, _ = run(capsys, config, "--topology=cpu:1", "--step=sl_cai")
-    four, table = run(capsys, config, "--topology=cpu:4", "--step=finetune", "--arrays")
+    long = "--config.steps.sl_cai.sequence_length=256"  # activations are most of what is held
+    one, _ = run(capsys, config, "--topology=cpu:1", "--step=sl_cai", long)
+    four, table = run(capsys, config, "--topology=cpu:4", "--step=finetune", "--arrays", long)
     # The mesh of the config is of one device: all others go to fsdp.
     assert four["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
     assert four["flops"] == pytest.approx(one["flops"] / 4, rel=0.01)
     assert four["arguments_bytes"] == pytest.approx(one["arguments_bytes"] / 4, rel=0.02)
+    # No state of the optimizer and no activation is held whole; weights are, one at a time.
+    assert four["temporaries_bytes"] < 1.1 * one["temporaries_bytes"] / 4
+    assert one["temporaries_bytes"] > 100 * four["arguments_bytes"]
     assert four["collective_bytes"]["all-gather"] > 0
     lines = table.splitlines()
     (query,) = [line.split() for line in lines if " 0/params/layers/attention/query " in line]
