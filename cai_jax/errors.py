@@ -1,4 +1,4 @@
-"""The one error that a user's mistake raises, and how a command ends on it."""
+"""The one error that a user's mistake raises, and how a command ends on it or is asked to end."""
 
 import functools
 import sys
@@ -11,6 +11,10 @@ class InputError(ValueError):
     Every package raises it for what a user can mend (a file, a field, a config key, a model
     folder); a defect of ours is never an InputError.
     """
+
+
+class Terminated(BaseException):
+    """The run was asked to end. No Exception: nothing on the way up takes it for a failure."""
 
 
 def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
 
-from cai_jax.errors import InputError
+from cai_jax.errors import InputError, Terminated
 
 AUTO = "auto"  # in the place of an address: JAX asks the cluster (TPU pod, GKE, Slurm, Open MPI)
 HEARTBEAT_SECONDS = 60  # a host that is silent so long is gone, and the others stop
 JOIN_SECONDS = 300  # for all hosts to come
 SHUTDOWN_SECONDS = 60
+TERMINATED = 128 + signal.SIGTERM  # as a shell has it of a process that SIGTERM ended
 LOST = 1  # the exit status of a host that has lost the others
 # What the errors of collectives and of the coordinator have in them when a host is gone.
 SIGNS_OF_LOSS = ("gloo", "unavailable", "heartbeat", "coordination", "connection", "deadline")
@@ -81,6 +84,41 @@ def wait(what: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(what)
+
+
+# The points at which hosts may stop together, over all steps of a run; as JAX's, of the process.
+_points = itertools.count(1)
+
+
+def asked_to_stop() -> bool:
+    """Whether one of several hosts got SIGTERM: all ask equally often, and learn it at one point.
+
+    Where there is one host the signal is its own (`core/termination.py`), and this is False.
+    """
+    if count() == 1:
+        return False
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.reached_preemption_sync_point(next(_points)))
+
+
+def stop_if_asked() -> None:
+    """Ends the run, on all hosts together, where nothing need be saved.
+
+    Raises:
+        Terminated: as `asked_to_stop` says.
+    """
+    if asked_to_stop():
+        raise Terminated
+
+
+def first_says(answer: bool) -> bool:
+    """The first host's answer, on every host: all must ask."""
+    if count() == 1:
+        return answer
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(answer))
 
 
 def asked(
@@ -178,6 +216,9 @@ def together(hosts: Hosts | None, heartbeat_seconds: int = HEARTBEAT_SECONDS) ->
         if isinstance(error, SystemExit) and not error.code:
             raise
         status = _told(error)
+        if status == TERMINATED:  # all hosts come here, and none is to miss the others
+            with contextlib.suppress(Exception):
+                sys.modules["jax"].distributed.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

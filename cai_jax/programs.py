@@ -79,7 +79,7 @@ def _update(
 ) -> Program:
     import jax
 
-    from cai_jax.core import collectives, sharding, training
+    from cai_jax.core import sharding, training
     from cai_jax.core.abstract import parameter_count, placed_as
 
     optimizer = optimizers.make_optimizer(config, UPDATES)
@@ -101,22 +101,35 @@ def _update(
     )
     # The stage keeps what it began with until it ends.
     held = () if frozen is not None else (placed[0].params,)
-    computed = computing.computed(model, config)
-    required = sum(
-        collectives.required_bytes(
-            of,
-            mesh,
-            positions=tokens,
-            width=model.width,
-            layers=model.layers if of is placed[0].params else 0,
-            itemsize=np.dtype(computed.dtype).itemsize,
-            parts=config.accumulate,
-            recomputed=computed.remat == "layer",
-            trained=of is placed[0].params,
-        )
-        for of in (placed[0].params, placed[1])
-    )
+    required = _required(placed[0].params, model, config, mesh, tokens, config.accumulate)
+    required += _required(placed[1], model, config, mesh, 0, config.accumulate, trained=False)
     return Program(name, step, placed, held, tokens, useful, 1, required)
+
+
+def _required(
+    params: Any,
+    model: ModelConfig,
+    config: ConfigDict,
+    mesh: Mesh,
+    positions: int,
+    parts: int,
+    trained: bool = True,
+) -> float:
+    """What each device must send in an update (`core/collectives.py`)."""
+    from cai_jax.core import collectives
+
+    computed = computing.computed(model, config)
+    return collectives.required_bytes(
+        params,
+        mesh,
+        positions=positions,
+        width=model.width,
+        layers=model.layers,
+        itemsize=np.dtype(computed.dtype).itemsize,
+        parts=parts,
+        recomputed=computed.remat == "layer",
+        trained=trained,
+    )
 
 
 def ppo_programs(
@@ -164,6 +177,8 @@ def ppo_programs(
     # Sampling, evaluating, the reference, and the preference model: forward all.
     respond = 2.0 * rows * length * (3 * of_policy + of_scorer + values)
     train = 6.0 * rows * length * config.epochs * (of_policy + values)
+    updates, positions = config.epochs * config.minibatches, rows * length // config.minibatches
+    required = _required(state.params, model, config, mesh, positions, 1) * updates
     return [
         Program(
             "rollout",
@@ -182,6 +197,7 @@ def ppo_programs(
             rows * length * config.epochs,
             train,
             1,
+            required,
         ),
     ]
 

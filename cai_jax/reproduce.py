@@ -13,8 +13,11 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 import typing
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,7 @@ def parser() -> Parser:
     flags.add_argument("--workdir", type=Path, required=True, help="made if needed")
     flags.add_argument("--figures", default="all", help='"2,5,variants", say; or "all"')
     flags.add_argument("--seeds", type=int, default=3, help="runs, of the seeds 0, 1, ...")
+    flags.add_argument("--jobs", type=int, default=3, help="seeds at once; 1.3 GB of memory each")
     flags.add_argument("--scale", choices=("quick", "full"), default="quick", help="of everything")
     flags.add_argument(
         "--read_only", action="store_true", help="run nothing, and read what is finished"
@@ -70,12 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(f"--figures: expected some of {', '.join(FIGURES)}, found {name!r}")
     if options.seeds < 1:
         raise InputError(f"--seeds: expected at least 1, found {options.seeds}")
+    if options.jobs < 1:
+        raise InputError(f"--jobs: expected at least 1, found {options.jobs}")
     config = write_config(options.workdir, options.scale)
     wanted = needed(read_steps(steps.get_config(options.scale), load_stage), figures)
     folders = [options.workdir / f"seed-{seed}" for seed in range(options.seeds)]
     if not options.read_only:
         try:
-            run_seeds(config, folders, wanted)
+            run_seeds(config, folders, wanted, options.jobs)
         except KeyboardInterrupt:  # the run itself has said where it stopped
             raise SystemExit(130) from None
     runs = [read(folder) for folder in folders if folder.is_dir()]
@@ -110,14 +116,15 @@ def needed(steps: Sequence[Step], figures: Sequence[str]) -> list[str]:
     return [step.name for step in steps if step.name in found]
 
 
-def run_seeds(config: Path, folders: Sequence[Path], wanted: Sequence[str]) -> None:
+def run_seeds(config: Path, folders: Sequence[Path], wanted: Sequence[str], jobs: int) -> None:
     """Runs the wanted steps of each seed; a line on stdout for each that was not finished.
 
-    Each seed is a process of `cai_jax.run`. They share what was compiled, on disk: most steps
-    compile the same programs.
+    Each seed is a process of `cai_jax.run`, `jobs` of them at once: models of this size leave a
+    core idle. They share what was compiled, on disk: most steps compile the same programs.
 
     Raises:
-        SystemExit: a run failed, with its status; its message is on stderr.
+        SystemExit: a run failed, with its status; its message is on stderr. The others go on to
+            their end before.
     """
     compiled = config.parent / "compiled"
     environment = os.environ | {
@@ -125,25 +132,42 @@ def run_seeds(config: Path, folders: Sequence[Path], wanted: Sequence[str]) -> N
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     }
     total = len(folders) * len(wanted)
-    with Progress("reproduce", total, "steps") as progress:
-        for seed, folder in enumerate(folders):
+    with (
+        Progress("reproduce", total, "steps") as progress,
+        ThreadPoolExecutor(max_workers=jobs) as pool,
+    ):
+        turn = threading.Lock()
+
+        def run(seed: int) -> None:
+            folder = folders[seed]
             missing = [name for name in wanted if not artifact.is_finished(folder / name)]
-            progress.advance(len(wanted) - len(missing), f"seed {seed}")
+            with turn:
+                progress.advance(len(wanted) - len(missing), f"seed {seed}")
             # Where nothing is missing, it still refuses what other settings have made.
             command = [sys.executable, "-m", "cai_jax.run", f"--config={config}"]
             command += [f"--workdir={folder}", f"--config.seed={seed}"]
             command += [f"--steps={','.join(wanted)}"]
-            with subprocess.Popen(
-                command, env=environment, stdout=subprocess.PIPE, text=True
-            ) as process:
+            with (
+                tempfile.TemporaryFile("w+") as errors,  # a terminal has room for one progress line
+                subprocess.Popen(
+                    command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+                ) as process,
+            ):
                 for line in process.stdout or ():
                     name = line.split(" ")[0].strip()
                     if name in missing and "records" in line:
                         missing.remove(name)
-                        progress.advance(1, f"seed {seed}: {name}")
-                        print(f"seed {seed}  {line.rstrip()}", flush=True)
-            if process.returncode:
-                raise SystemExit(process.returncode)
+                        with turn:
+                            progress.advance(1, f"seed {seed}: {name}")
+                            print(f"seed {seed}  {line.rstrip()}", flush=True)
+                status = process.wait()
+                errors.seek(0)
+                for line in errors:
+                    print(f"seed {seed}  {line.rstrip()}", file=sys.stderr, flush=True)
+            if status:
+                raise SystemExit(status)
+
+        list(pool.map(run, range(len(folders))))
 
 
 def read(workdir: Path) -> Run:

@@ -26,7 +26,7 @@ from cai_jax.core import artifact, configuration, goodput, monitoring, terminati
 from cai_jax.core.lock import locked
 from cai_jax.core.progress import duration
 from cai_jax.data.readers import default_data
-from cai_jax.errors import InputError, exits_on_input_error
+from cai_jax.errors import InputError, Terminated, exits_on_input_error
 from cai_jax.pipeline import Step, read_steps, select, source_of
 from cai_jax.resume import Outside, begin, decide, input_hashes, vanished, verify
 from cai_jax.stages import LoadStage, load_stage
@@ -277,8 +277,9 @@ def run(
         if step in to_run:
             try:
                 with termination.raising():
+                    hosts.stop_if_asked()
                     run_step(step, workdir, given)
-            except (KeyboardInterrupt, termination.Terminated) as stop:
+            except (KeyboardInterrupt, Terminated) as stop:
                 by_user = isinstance(stop, KeyboardInterrupt)
                 what = "interrupted" if by_user else "terminated"
                 print(f"\n{what} in {step.name}; the same command goes on", file=sys.stderr)

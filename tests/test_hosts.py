@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -184,6 +186,8 @@ SHORT = """
         sequence_length=32, epochs=30, log_every=1)
     steps.pairs = step("compare", {"model": "sl", "prompts": prompts}, **short)
 """
+SLOWLY = "--config.steps.sl.checkpoints.every=1"  # the word of a signal takes about a second
+LONG = "max_response_tokens=20, batch_size=64"
 WHOLE = """
     constitution = "sandbox:constitution.json"
     steps.chains = step("critique_revise", {"model": model, "prompts": prompts,
@@ -223,7 +227,7 @@ def write_config(folder, steps, devices):
     (folder / "config.py").write_text(text)
 
 
-def start(folder, count, workdir):
+def start(folder, count, workdir, *flags):
     """Starts `cai_jax.run` as `count` hosts of one device each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -233,7 +237,7 @@ def start(folder, count, workdir):
     command = [sys.executable, "-m", "cai_jax.run", "--config=config.py", f"--workdir={workdir}"]
     # Heartbeats need time on a machine that is busy; a host that is killed is noticed without.
     command += [f"--coordinator=localhost:{port}", f"--num_hosts={count}"]
-    command += ["--heartbeat_timeout=600"]
+    command += ["--heartbeat_timeout=600", *flags]
     return [
         subprocess.Popen(
             [*command, f"--host={i}"],
@@ -262,12 +266,16 @@ def spoken(stdout):
     return [line for line in stdout.splitlines() if not line.startswith("[Gloo]")]
 
 
-def kill_during(processes, victim, metrics, lines):
-    """Kills one host when a training has written so many lines."""
-    while not metrics.is_file() or metrics.read_text().count("\n") < lines:
+def kill_during(processes, victim, metrics, lines, number=signal.SIGKILL):
+    """Sends one host a signal when a training has written so many lines."""
+    wait_for(processes, lambda: metrics.is_file() and metrics.read_text().count("\n") >= lines)
+    processes[victim].send_signal(number)
+
+
+def wait_for(processes, there):
+    while not there():
         assert all(process.poll() is None for process in processes), finish(processes)
         time.sleep(0.01)
-    processes[victim].kill()
 
 
 def texts(workdir):
@@ -352,3 +360,63 @@ def test_when_the_first_host_is_killed_the_others_stop(world):
     assert killed_by == -9 and status not in (0, None)
     # The coordinator goes with it: either of the two is noticed first.
     assert "another host is gone" in said or "another task died" in said
+
+
+@pytest.mark.nightly
+def test_one_of_two_hosts_is_terminated_in_training_and_any_number_goes_on(world):
+    write_config(world, SHORT, 2)
+    processes = start(world, 2, "two", SLOWLY)
+    metrics = world / "two" / "sl" / "metrics.jsonl"
+    kill_during(processes, 1, metrics, 3, signal.SIGTERM)
+    asked = time.monotonic()
+    for status, _, said in finish(processes, timeout=120):
+        assert status == 143, said
+        assert "terminated in sl; the same command goes on" in said
+    assert time.monotonic() - asked < 30  # of the grace period, on a busy machine
+    # They agree: the update that is saved is the last that both made.
+    saved = sorted((world / "two" / "sl" / "unfinished").glob("*/position.json"))
+    done = metrics.read_text().count("\n")
+    assert int(saved[-1].parent.name) == done >= 3
+    shutil.copytree(world / "two", world / "alone")
+
+    runner.main(["--config=config.py", "--workdir=one"])
+    spoken_of = []
+    for workdir, count, flags in (("two", 2, ()), ("alone", 1, ("--config.mesh.data=1",))):
+        for status, _, said in finish(start(world, count, workdir, *flags)):
+            assert status == 0, said
+            spoken_of.append(f"sl: goes on from checkpoint {done}" in said)
+        check_same(workdir, "one")
+    assert spoken_of == [True, False, True]  # by the first host
+
+
+@pytest.mark.nightly
+def test_what_one_host_began_two_end(world):
+    write_config(world, SHORT, 2)
+    processes = start(world, 1, "several", "--config.mesh.data=1", SLOWLY)
+    metrics = world / "several" / "sl" / "metrics.jsonl"
+    kill_during(processes, 0, metrics, 3, signal.SIGTERM)
+    [(status, _, said)] = finish(processes)
+    assert status == 143, said
+    for status, _, said in finish(start(world, 2, "several")):
+        assert status == 0, said
+    runner.main(["--config=config.py", "--workdir=one"])
+    check_same("several", "one")
+
+
+@pytest.mark.nightly
+def test_hosts_that_sample_stop_together_and_keep_whole_blocks(world):
+    turns = [human(f"tell me about line {i}") for i in range(4200)]
+    write_records(world / "prompts.jsonl", [Prompt(f"p{i}", t) for i, t in enumerate(turns)])
+    steps = SHORT[SHORT.index("steps.pairs") :].replace('"sl"', "model").replace("**short", LONG)
+    write_config(world, steps, 2)
+    processes = start(world, 2, "two")
+    block = world / "two" / "pairs" / "unfinished" / "blocks" / "00000000.json"
+    wait_for(processes, block.exists)
+    processes[0].send_signal(signal.SIGTERM)
+    for status, _, said in finish(processes, timeout=120):
+        assert status == 143, said
+        assert "terminated in pairs; the same command goes on" in said
+    for status, _, said in finish(start(world, 2, "two")):
+        assert status == 0, said
+    runner.main(["--config=config.py", "--workdir=one"])
+    check_same("two", "one")

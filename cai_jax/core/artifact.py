@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_jax import hosts
+from cai_jax.core import checkpoint
 from cai_jax.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -73,8 +74,12 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 
 def combined_hash(hashes: Mapping[str, str]) -> str:
-    """One hash of a folder from those of its files; names count, order does not."""
-    lines = (f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
+    """One hash of a folder from those of its files; names count, order does not.
+
+    Files that say when the others were written do not count: made again, a model has its hash.
+    """
+    counted = {n: digest for n, digest in hashes.items() if Path(n).name not in checkpoint.TIMES}
+    lines = (f"{digest}  {name}\n" for name, digest in sorted(counted.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

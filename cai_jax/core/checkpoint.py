@@ -1,6 +1,7 @@
 """Checkpoints of trees of arrays: the only place that knows Orbax (its v1 interface)."""
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -11,8 +12,14 @@ from typing import Any
 OS_ERROR = re.compile(r"os_error_code='(\d+)'|\[OS error (\d+):")
 
 
+# Files of Orbax that have the time of day in them, and nothing that is restored.
+TIMES = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
+
 def save(folder: Path, tree: Any) -> None:
     """Writes `tree` (arrays, numbers, random keys) to `folder`, whole or not at all.
+
+    The same tree on the same mesh makes the same bytes in the same files, but for TIMES.
 
     Args:
         folder: must not exist; its parent must.
@@ -21,7 +28,10 @@ def save(folder: Path, tree: Any) -> None:
     Raises:
         OSError: it could not be written: a full disk, say.
     """
-    with _os_errors(folder):
+    context = _orbax().Context()
+    # Files of its database have random names and numbers; without it, an array has its own files.
+    context.array.saving.use_ocdbt = False
+    with _os_errors(folder), _unmissed(), context:
         _orbax().save(Path(folder).absolute(), tree)
 
 
@@ -53,7 +63,8 @@ def restore(folder: Path, abstract_tree: Any = None) -> Any:
     import numpy as np
 
     if abstract_tree is None:
-        return jax.tree.map(np.asarray, _orbax().load(Path(folder).absolute()))
+        with _unmissed():
+            return jax.tree.map(np.asarray, _orbax().load(Path(folder).absolute()))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def abstract(leaf: Any) -> Any:
@@ -62,7 +73,24 @@ def restore(folder: Path, abstract_tree: Any = None) -> Any:
         sharding = getattr(leaf, "sharding", None) or device
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return _orbax().load(Path(folder).absolute(), jax.tree.map(abstract, abstract_tree))
+    with _unmissed():
+        return _orbax().load(Path(folder).absolute(), jax.tree.map(abstract, abstract_tree))
+
+
+@contextlib.contextmanager
+def _unmissed() -> Iterator[None]:
+    """Drops Orbax's warnings that a folder has no database: what is not restored raises anyway."""
+    said = ("Skipping merge of OCDBT", "TensorStore data files not found")
+    log = logging.getLogger("absl")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not any(text in record.getMessage() for text in said)
+
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
 
 
 @contextlib.contextmanager

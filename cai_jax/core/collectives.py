@@ -4,13 +4,14 @@ Of one device, with the algorithms that send least: of a payload that n devices 
 leaves each of them where it is gathered, or added up and scattered; twice that in an all-reduce.
 
 - fsdp: weights are gathered in the compute dtype for the forward pass, and again for the backward
-  pass; gradients are added up and scattered once, in float32.
+  pass; gradients are added up and scattered once, in the compute dtype too, in which products make
+  them.
 - data: the gradients of the device's own part of the weights are added up in an all-reduce.
 - tensor: the two products of a layer that end in D are partial sums, [B, T, D] in the compute
   dtype: an all-reduce each, forward, again where the layer is computed again, and as many backward.
 
 With P parameters of two bytes, all of them split over f devices, and no tensor axis, this is
-(2 x 2 + 4) P (f - 1) / f bytes.
+(2 x 2 + 2) P (f - 1) / f bytes.
 """
 
 import math
@@ -52,8 +53,8 @@ def required_bytes(
         split = fsdp if "fsdp" in axes else 1
         gathers = 2 * parts * itemsize * size * (split - 1) / split
         whole = fsdp * data // split  # devices with the same part, which exchange its gradient
-        scattered = 4 * size * (split - 1) / split
-        summed = 2 * 4 * size / split * (whole - 1) / whole
+        scattered = itemsize * size * (split - 1) / split
+        summed = 2 * itemsize * size / split * (whole - 1) / whole
         total += gathers + (scattered + summed if trained else 0.0)
     of_layer = 2 * (3 if recomputed else 2)
     payload = positions / (data * fsdp) * width * itemsize

@@ -195,7 +195,12 @@ class Module:
         """Bytes that an instruction reads and writes; slices of an array count as slices."""
         if i.opcode in _FREE or i.opcode.endswith("-done"):
             return 0.0
-        if i.opcode in ("dynamic-slice", "gather", "slice", "copy-start", "broadcast"):
+        if i.opcode == "copy-start":  # (to, from, ...), either of which may be on the chip
+            return _hbm(i.shapes[:2])
+        if i.opcode == "slice-start":  # ((all of it), the slice, ...)
+            source, part = i.shapes[:2]
+            return float(part.bytes * ((not source.on_chip) + (not part.on_chip)))
+        if i.opcode in ("dynamic-slice", "gather", "slice", "broadcast"):
             return 2.0 * min(_hbm(i.shapes), _hbm(i.shapes[:1]))
         if i.opcode in ("dynamic-update-slice", "scatter"):
             return 2.0 * _size(i.operands[1 if i.opcode[0] == "d" else 2], computation)

@@ -7,12 +7,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from cai_jax import hosts
+from cai_jax.errors import Terminated
 
-EXIT_STATUS = 128 + signal.SIGTERM  # as a shell has it of a process that SIGTERM ended
-
-
-class Terminated(BaseException):
-    """The run was asked to end. No Exception: nothing on the way up takes it for a failure."""
+EXIT_STATUS = hosts.TERMINATED
 
 
 @contextlib.contextmanager
@@ -43,7 +40,8 @@ def deferred() -> Iterator[Callable[[], bool]]:
 @contextlib.contextmanager
 def _handler(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     # Python lets the main thread alone set handlers; elsewhere (a notebook's, a test's thread)
-    # signals are not ours. On several hosts SIGTERM is JAX's, which tells all of them.
+    # signals are not ours. On several hosts SIGTERM is JAX's, which tells all of them:
+    # `hosts.asked_to_stop`.
     if hosts.count() > 1 or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -7,23 +7,29 @@ position.json is written last, when Orbax has ended, and holds the hashes of the
 Orbax does not notice a changed byte in an array. It also has the size of every other file of the
 step at that moment, so that what was appended later can be cut off. Without it, or where a hash is
 another, a checkpoint is not a good one.
+
+    STEP/unfinished/best/00000120/  parameters whose held-out loss was the lowest up to then; all of
+                             them stay until the step is finished, for it may go back
 """
 
 import hashlib
 import json
+import math
+import os
 import shutil
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
 from ml_collections import ConfigDict
 
+from cai_jax import hosts
 from cai_jax.core import artifact, checkpoint
-from cai_jax.core.termination import Terminated, deferred
-from cai_jax.errors import InputError
+from cai_jax.core.termination import deferred
+from cai_jax.errors import InputError, Terminated
 
 STATE = "state"
 POSITION = "position.json"
@@ -116,9 +122,8 @@ class TrainingCheckpoints:
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        import jax
-
-        if jax.process_count() == 1:  # else JAX listens, and tells the hosts at which update
+        self._asked = hosts.asked_to_stop
+        if hosts.count() == 1:
             self._asked = self._open.enter_context(deferred())
         return self
 
@@ -171,14 +176,7 @@ class TrainingCheckpoints:
 
     def due(self, number: int) -> bool:
         """Whether to save after update `number`; on several hosts all get the same answer."""
-        import jax
-
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            self._stop = multihost_utils.reached_preemption_sync_point(number)
-        else:
-            self._stop = self._asked()
+        self._stop = self._asked()
         return self._stop or bool(self._every and number % self._every == 0)
 
     def save(self, number: int, state: Any, position: Mapping[str, Any]) -> None:
@@ -203,7 +201,7 @@ class TrainingCheckpoints:
         # A text, since JSON proper has no NaN, and a measure that is not there yet may be one.
         content: dict[str, Any] = {"number": number, "position": json.dumps(position)}
         # The first host writes this, and the files of the step, which may change under the others.
-        content["files"] = _sizes(self._folder) if jax.process_index() == 0 else {}
+        content["files"] = _sizes(self._folder) if hosts.is_first() else {}
         wait = checkpoint.save_async(path / STATE, state)
         self._writing = threading.Thread(target=self._finish, args=(path, content, wait))
         self._writing.start()
@@ -213,11 +211,12 @@ class TrainingCheckpoints:
 
     def _finish(self, path: Path, content: dict[str, Any], wait: Any) -> None:
         """Waits for Orbax, writes the position, and removes the oldest checkpoints."""
-        import jax
-
         try:
             wait()
-            if jax.process_index() == 0:
+            if hosts.is_first():
+                for name in content["files"]:  # on disk before what counts on them
+                    with open(self._folder / name, "rb") as file:
+                        os.fsync(file.fileno())
                 content["state"] = artifact.file_hashes(path / STATE)
                 artifact.write_json(path / POSITION, {"hash": _hash(content), "content": content})
                 for old in _numbers(self._unfinished)[: -self._keep]:
@@ -235,6 +234,35 @@ class TrainingCheckpoints:
 
     def _path(self, number: int) -> Path:
         return self._unfinished / f"{number:08d}"
+
+
+class Best:
+    """Of the parameters that were measured, those whose held-out loss is the lowest."""
+
+    def __init__(self, folder: Path, position: Sequence[float] = (0, math.inf)):
+        """`position` as it was saved: [number of the update, loss]."""
+        self._folder = folder / artifact.UNFINISHED / "best"
+        self.position = list(position)
+
+    def offer(self, number: int, loss: float, params: Any) -> None:
+        """Keeps the parameters after update `number`, if their loss is lower than all before."""
+        if not loss < self.position[1]:
+            return
+        path = self._path(number)
+        if hosts.is_first():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(path, ignore_errors=True)  # of a run that was killed after its checkpoint
+        hosts.wait(f"the best is {number}")
+        checkpoint.save(path, params)
+        self.position = [number, loss]
+
+    def restored(self, params: Any) -> Any:
+        """The best parameters, as the given ones lie; these, if none were offered."""
+        number = int(self.position[0])
+        return checkpoint.restore(self._path(number), params) if number else params
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:08d}"
 
 
 def _numbers(unfinished: Path) -> list[int]:

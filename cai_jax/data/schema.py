@@ -163,6 +163,15 @@ class Rollout:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sample:
+    """What a model wrote for record `id`, and how it ended: of a step that is not finished."""
+
+    id: str
+    text: str
+    finish_reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Candidates:
     """Several responses to one dialogue with their PM scores; `best` counts from 0."""
 
@@ -239,12 +248,13 @@ def write_records(path: Path, records: Iterable[Any]) -> int:
     if hosts.count() > 1:
         records = list(records)
         count, part = len(records), records[hosts.share(len(records))]
-        _write(rows.shard(path, hosts.index(), hosts.count()), part)
+        write_file(rows.shard(path, hosts.index(), hosts.count()), part)
         return count
-    return _write(path, records)
+    return write_file(path, records)
 
 
-def _write(path: Path, records: Iterable[Any]) -> int:
+def write_file(path: Path, records: Iterable[Any]) -> int:
+    """What `write_records` does where there is one host: one file, of whoever calls."""
     partial = path.with_name(path.name + ".partial")
     count = 0
     with open(partial, "w", encoding="utf-8") as file:

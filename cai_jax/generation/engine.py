@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cai_jax import hosts
 from cai_jax.generation import batching, slots
 from cai_jax.generation.distribution import Filter, mode_of
 from cai_jax.generation.placing import rows_sharding
@@ -113,6 +114,7 @@ def serve(
         if waiting and (len(waiting) >= plan.refill or not engine.seats):
             engine.place(waiting, requests)
             waiting.clear()
+        hosts.stop_if_asked()
         for slot, seat, completion in engine.step(plan.refill - len(waiting)):
             if progress is not None:
                 progress.advance(1)

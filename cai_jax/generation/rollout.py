@@ -230,12 +230,13 @@ def response_states(
     params: Params, config: ModelConfig, tokens: jax.Array, mask: jax.Array, length: int
 ) -> jax.Array:
     """Hidden states [B, length, D] before each of the last `length` tokens of [B, T]."""
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    # The last token, whose state nobody reads, comes along: rows of P + R tokens are cut evenly.
     hidden, _ = transformer.forward(
         params,
         config,
-        tokens[:, :-1],
-        positions=positions[:, :-1],
-        segments=mask[:, :-1],
+        tokens,
+        positions=jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0),
+        segments=mask,
+        last=length + 1,
     )
-    return hidden[:, -length:]
+    return hidden[:, :-1]

@@ -17,6 +17,7 @@ from cai_jax.models.attention_kernels import Sight
 from cai_jax.models.cache import Past
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.layers import norm_scale, normalize, project, with_adapter
+from cai_jax.models.placing import gathered
 from cai_jax.models.rotary import rotate
 
 MASKED = -1e30  # added to the attention logits of what may not be seen; finite, so no NaN arises
@@ -28,7 +29,7 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, state, layer, rotation, bias, start, past=None):
+    def __call__(self, x, state, layer, rotation, bias, start, past=None, last=None):
         c = self.config
         batch, length, _ = x.shape
         # The head dim counts into the fan-in: attention starts smaller by H^0.5 and near uniform.
@@ -37,16 +38,21 @@ class Attention(nn.Module):
         out_of = nn.initializers.variance_scaling(
             0.5 / c.layers, "fan_in", "normal", in_axis=(0, 1), out_axis=2
         )
-        query_kernel = self._array("query", into, (c.width, c.heads, c.head_dim))
-        key_kernel = self._array("key", into, (c.width, c.kv_heads, c.head_dim))
-        value_kernel = self._array("value", into, (c.width, c.kv_heads, c.head_dim))
-        out_kernel = self._array("out", out_of, (c.heads, c.head_dim, c.width))
+        query_kernel = self._kernel("query", into, (c.width, c.heads, c.head_dim))
+        key_kernel = self._kernel("key", into, (c.width, c.kv_heads, c.head_dim))
+        value_kernel = self._kernel("value", into, (c.width, c.kv_heads, c.head_dim))
+        out_kernel = self._kernel("out", out_of, (c.heads, c.head_dim, c.width))
 
-        projected = project(x, query_kernel, key_kernel, value_kernel)
+        asking = x
+        if last is None:
+            projected = project(x, query_kernel, key_kernel, value_kernel)
+        else:
+            length, asking, bias = last, x[:, -last:], bias[:, -last:]
+            projected = project(asking, query_kernel) + project(x, key_kernel, value_kernel)
         # [B, N, T, H], [B, K, S, H], [B, K, S, H]
         queries, keys, values = (jnp.swapaxes(made, 1, 2) for made in projected)
         into_heads = "btd,dr->btr", "btr,rnh->bnth"
-        queries = with_adapter(self, "query", x, queries, *into_heads)
+        queries = with_adapter(self, "query", asking, queries, *into_heads)
         keys = with_adapter(self, "key", x, keys, *into_heads)
         values = with_adapter(self, "value", x, values, *into_heads)
         if c.qkv_bias:
@@ -57,7 +63,9 @@ class Attention(nn.Module):
             queries = HeadNorm(c, name="query_norm")(queries)
             keys = HeadNorm(c, name="key_norm")(keys)
         if rotation is not None:
-            queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+            cosine, sine = rotation
+            queries = rotate(queries, (cosine[:, :, -length:], sine[:, :, -length:]))
+            keys = rotate(keys, rotation)
         queries = queries * (c.query_scalar or c.head_dim) ** -0.5
         new = keys, values
         keys = jnp.swapaxes(keys, 2, 3)  # [B, K, H, S]
@@ -79,11 +87,13 @@ class Attention(nn.Module):
             made += self._bias("out_bias", (c.width,))
         return made, state
 
-    def _array(self, name: str, init: Any, shape: tuple[int, ...]) -> jax.Array:
-        return self.param(name, init, shape, jnp.float32).astype(self.config.dtype)
+    def _kernel(self, name: str, init: Any, shape: tuple[int, ...]) -> jax.Array:
+        kernel = self.param(name, init, shape, jnp.float32).astype(self.config.dtype)
+        return gathered(kernel, name)
 
     def _bias(self, name: str, shape: tuple[int, ...]) -> jax.Array:
-        return self._array(name, nn.initializers.zeros, shape)
+        init = nn.initializers.zeros
+        return self.param(name, init, shape, jnp.float32).astype(self.config.dtype)
 
 
 def _cached(keys, values, state, layer, start):

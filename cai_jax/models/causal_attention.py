@@ -1,7 +1,7 @@
 """Attention of a text to itself, where no token sees a later one, with its gradient written out.
 
-Axes: B batch, T positions, of queries and of keys, K key/value heads, G query heads for each of
-them, H head dim.
+Axes: B batch, T positions of queries, S of keys, K key/value heads, G query heads for each of them,
+H head dim.
 """
 
 import jax
@@ -20,10 +20,10 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Arr
     so no second array of the weights' size is made.
 
     Args:
-        queries: [B, K, G, T, H], scaled.
-        keys: [B, K, T, H].
-        values: [B, K, T, H].
-        bias: [B, T, T] float32, added to the logits; it hides, at least, s > t from t. It has no
+        queries: [B, K, G, T, H], scaled, of the last T positions of S.
+        keys: [B, K, S, H].
+        values: [B, K, S, H].
+        bias: [B, T, S] float32, added to the logits; it hides, at least, later positions. It has no
             gradient.
 
     Returns:
@@ -32,17 +32,20 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Arr
     return _forward(queries, keys, values, bias)[0]
 
 
-def _blocks(length: int) -> list[slice]:
-    """Of T, from the first to the last; one only where they would be short or unequal."""
+def _blocks(length: int, span: int) -> list[tuple[slice, slice]]:
+    """Of T, from the first to the last, and of the S positions that each sees.
+
+    One only where they would be short or unequal.
+    """
     blocks = BLOCKS if length % BLOCKS == 0 and length >= BLOCKS * SHORTEST else 1
-    size = length // blocks
-    return [slice(start, start + size) for start in range(0, length, size)]
+    size, before = length // blocks, span - length
+    starts = range(0, length, size)
+    return [(slice(start, start + size), slice(0, before + start + size)) for start in starts]
 
 
 def _forward(queries, keys, values, bias):
     weights, outs = [], []
-    for block in _blocks(queries.shape[3]):
-        seen = slice(0, block.stop)
+    for block, seen in _blocks(queries.shape[3], keys.shape[2]):
         of_block = queries[:, :, :, block]
         logits = _product("bkth,bksh->bkts", of_block, keys[:, :, seen], jnp.float32)
         masked = logits + bias[:, None, None, block, seen]
@@ -58,8 +61,8 @@ def _backward(residuals, gradient):
     means = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1, keepdims=True)  # [B, K, G, T, 1]
     of_queries = []
     of_keys, of_values = jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32)
-    for block, shares in zip(_blocks(queries.shape[3]), weights, strict=True):
-        seen = slice(0, block.stop)
+    blocks = _blocks(queries.shape[3], keys.shape[2])
+    for (block, seen), shares in zip(blocks, weights, strict=True):
         there = gradient[:, :, :, block]
         of_shares = _product("bkth,bksh->bkts", there, values[:, :, seen], jnp.float32)
         of_logits = (shares * (of_shares - means[:, :, :, block])).astype(dtype)

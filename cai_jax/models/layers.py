@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cai_jax.models.config import ModelConfig
+from cai_jax.models.placing import gathered
 
 ONE_HOT_VOCABULARY = 4096  # up to here the gradient of the embedding is a product, not a scatter
 
@@ -163,9 +164,9 @@ class MLP(nn.Module):
         into = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         out_of = nn.initializers.variance_scaling(0.5 / c.layers, "fan_in", "normal")
         if c.gated:
-            gate = self.param("gate", into, (c.width, c.hidden), jnp.float32).astype(c.dtype)
-        up = self.param("up", into, (c.width, c.hidden), jnp.float32).astype(c.dtype)
-        down = self.param("down", out_of, (c.hidden, c.width), jnp.float32).astype(c.dtype)
+            gate = self._kernel("gate", into, (c.width, c.hidden))
+        up = self._kernel("up", into, (c.width, c.hidden))
+        down = self._kernel("down", out_of, (c.hidden, c.width))
         into_hidden = "btd,dr->btr", "btr,rf->btf"
         if c.gated:
             gates, upwards = project(x, gate, up)
@@ -177,6 +178,10 @@ class MLP(nn.Module):
         (made,) = project(inside, down)
         made = with_adapter(self, "down", inside, made, "btf,fr->btr", "btr,rd->btd")
         return self._biased(made, "down_bias")
+
+    def _kernel(self, name: str, init: Any, shape: tuple[int, ...]) -> jax.Array:
+        kernel = self.param(name, init, shape, jnp.float32).astype(self.config.dtype)
+        return gathered(kernel, name)
 
     def _biased(self, x: jax.Array, name: str) -> jax.Array:
         if not self.config.mlp_bias:

@@ -14,6 +14,16 @@ PART_BYTES = 8 * 2**20  # of a stacked array that are read together: at least on
 
 ROWS = ("data", "fsdp")  # the mesh axes that split a batch
 
+# How the kernels of one layer, and the unembedding, are split: as core/sharding.py has it, which a
+# test compares. N and K heads, H head dimension, F hidden units, D width, V vocabulary.
+KERNELS = {
+    **dict.fromkeys(("query", "key", "value"), P("fsdp", "tensor", None)),  # [D, N or K, H]
+    "out": P("tensor", None, "fsdp"),  # [N, H, D]
+    **dict.fromkeys(("gate", "up"), P("fsdp", "tensor")),  # [D, F]
+    "down": P("tensor", "fsdp"),  # [F, D]
+    "unembedding": P("fsdp", "tensor"),  # [D, V]
+}
+
 Index = tuple[slice, ...]
 
 
@@ -62,6 +72,34 @@ def split_rows(x: jax.Array) -> jax.Array:
     if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in ROWS):
         return x
     return lax.with_sharding_constraint(x, P(ROWS, *[None] * (x.ndim - 1)))
+
+
+def gathered(kernel: jax.Array, name: str) -> jax.Array:
+    """A kernel of KERNELS, whole along `fsdp` on every device, in a program told its mesh.
+
+    Left alone, a TPU's compiler multiplies with each device's part as it comes by and adds up the
+    products in memory, [B, T, F] numbers read and written once a device; gathering the weights
+    first moves far less. The gradient is split as the kernel is: added up and scattered, once.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return kernel if mesh.empty or mesh.shape["fsdp"] == 1 else _gathered(kernel, name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(kernel, name):
+    whole = (None if axis == "fsdp" else axis for axis in KERNELS[name])
+    return lax.with_sharding_constraint(kernel, P(*whole))
+
+
+def _gathered_forward(kernel, name):
+    return _gathered(kernel, name), None
+
+
+def _gathered_backward(name, _, gradient):
+    return (lax.with_sharding_constraint(gradient, KERNELS[name]),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def put(

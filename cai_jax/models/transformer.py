@@ -20,7 +20,7 @@ from cai_jax.models.attention import Attention, cache_bias, past_bias, segment_b
 from cai_jax.models.cache import Cache, Past
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.layers import MLP, Embedder, Norm, PositionEmbedder
-from cai_jax.models.placing import split_rows
+from cai_jax.models.placing import gathered, split_rows
 from cai_jax.models.rotary import rotation
 
 Params = dict[str, Any]
@@ -37,6 +37,7 @@ def forward(
     parents: jax.Array | None = None,
     cache: Cache | None = None,
     past: Past | None = None,
+    last: int | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """Runs the model on tokens [B, T], and returns the hidden states after the final norm.
 
@@ -56,9 +57,12 @@ def forward(
             from, earlier in the row (so that two responses share a prompt); by default its own.
         cache: what earlier calls returned, or `init_cache`; it must have T free slots.
         past: what stands before all that is in the cache, and is read alone.
+        last: how many positions at the end are asked for; by default all T. Without a cache, and
+            where layers are computed one by one, the last layer computes no others.
 
     Returns:
-        (hidden [B, T, D] in the compute dtype, the cache with the new tokens, or None).
+        (hidden [B, T, D], or [B, last, D], in the compute dtype, the cache with the new tokens, or
+        None).
     """
     if config.learned_positions and positions is None and not (segments is None and cache is None):
         raise ValueError("a model with learned positions must be told the positions of its tokens")
@@ -66,10 +70,12 @@ def forward(
         raise ValueError("documents with parents need their positions, and have no cache")
     if past is not None and (positions is None or cache is None):
         raise ValueError("tokens that follow a past need their positions, and a cache")
+    if last is not None and cache is None and unrolls(config) and config.remat == "none":
+        params = by_layer(params, config)
     layers = params.get("layers")
     layers = layers if isinstance(layers, tuple) else None
     params = {name: tree for name, tree in params.items() if name != "layers" or layers is None}
-    arguments = tokens, positions, segments, cache, parents, past, layers
+    arguments = tokens, positions, segments, cache, parents, past, layers, last
     result: Any = Transformer(config).apply({"params": params}, *arguments)
     return result
 
@@ -93,8 +99,10 @@ def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
 def unembedding(params: Params, config: ModelConfig) -> jax.Array:
     """The matrix [D, V] from hidden states to logits, before `config.logits_soft_cap`."""
     if config.tied_embeddings:
-        return params["embedder"]["embedding"].T
-    return params["unembedder"]["kernel"]
+        kernel = params["embedder"]["embedding"].T
+    else:
+        kernel = params["unembedder"]["kernel"]
+    return gathered(kernel.astype(config.dtype), "unembedding")
 
 
 def loss_positions(config: ModelConfig) -> int:
@@ -142,6 +150,7 @@ class Transformer(nn.Module):
         parents=None,
         past=None,
         layers=None,
+        last=None,
     ):
         config = self.config
         batch, length = tokens.shape
@@ -179,7 +188,12 @@ class Transformer(nn.Module):
                 (x, state), jnp.arange(config.layers), rotations, biases, start, read
             )
         else:
-            x, state = _each_layer(layers, config, (x, state), rotations, biases, start, read)
+            narrow = last if cache is None and kernel == "plain" else None
+            x, state = _each_layer(
+                layers, config, (x, state), rotations, biases, start, read, narrow
+            )
+        if last is not None:
+            x = x[:, -last:]
         hidden = split_rows(Norm(config, name="final_norm")(x))
         if cache is not None:
             cache = Cache(state[0], state[1], valid, start + length)
@@ -194,8 +208,12 @@ def _each_layer(
     biases: list[Any],
     start: Any,
     past: Past | None,
+    last: int | None,
 ) -> tuple[jax.Array, Any]:
-    """What `_scanned_layers` computes, of parameters and caches that are `by_layer`."""
+    """What `_scanned_layers` computes, of parameters and caches that are `by_layer`.
+
+    With `last`, the last layer gives that many positions at the end; the others are keys alone.
+    """
     x, state = carry
     states = [None] * config.layers if state is None else list(zip(*state))
     for number, params in enumerate(layers):
@@ -215,6 +233,7 @@ def _each_layer(
             [biases[-1] if near else biases[0]],
             start,
             of_layer,
+            last if number == config.layers - 1 else None,
         )
     return x, None if state is None else tuple(zip(*states))
 
@@ -227,7 +246,10 @@ def by_layer(params: Params, config: ModelConfig) -> Params:
     layers = params["layers"]
     if isinstance(layers, tuple):
         return params
-    cut = [jax.tree.map(lambda array: array[number], layers) for number in range(config.layers)]  # noqa: B023
+    arrays, tree = jax.tree.flatten(layers)
+    # Of a split, not of slices: its gradient joins those of the layers, where theirs would add up.
+    pieces = zip(*(lax.split(array, (1,) * config.layers) for array in arrays))
+    cut = [jax.tree.unflatten(tree, [piece[0] for piece in of_layer]) for of_layer in pieces]
     return {**params, "layers": tuple(cut)}
 
 
@@ -287,15 +309,17 @@ class Layer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, carry, layer, rotations, biases, start, past=None):
+    def __call__(self, carry, layer, rotations, biases, start, past=None, last=None):
         c = self.config
         x, state = carry
         x = split_rows(x)
         rotation, bias = _of_layer(rotations, c, layer), _of_layer(biases, c, layer)
         normed = x if c.norms == "after" else Norm(c, name="attention_norm")(x)
         attended, state = Attention(c, name="attention")(
-            normed, state, layer, rotation, bias, start, past
+            normed, state, layer, rotation, bias, start, past, last
         )
+        if last is not None:
+            x = x[:, -last:]
         if c.norms != "before":
             attended = Norm(c, name="attention_post_norm")(attended)
         beside = x

@@ -7,9 +7,12 @@ sampled policy is known to be at most log n - (n - 1) / n nats (Stiennon et al. 
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+import typing
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,17 @@ from ml_collections import ConfigDict
 from cai_jax.data import readers
 from cai_jax.errors import InputError
 from cai_jax.generation import planning
+
+if typing.TYPE_CHECKING:
+    import jax
+    from jax.sharding import Mesh
+
+    from cai_jax.core.progress import Progress
+    from cai_jax.data.schema import Candidates, Prompt
+    from cai_jax.models.language_model import LanguageModel
+
+# Responses worked on at a time, all of a prompt together; what is finished outlasts the process.
+BLOCK = 4096
 
 
 def default_config() -> ConfigDict:
@@ -54,18 +68,22 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     Raises:
         InputError: as `check`, and for inputs that cannot be read or do not fit.
     """
-    import jax
     import numpy as np
 
     from cai_jax import checkpoints
     from cai_jax.core import keys, mesh
+    from cai_jax.core.blocks import kept_in_blocks
     from cai_jax.core.progress import Progress
     from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.prompt_batches import fit_prompts
-    from cai_jax.data.schema import Candidates, Demonstration, write_records
-    from cai_jax.generation.generate import generate
-    from cai_jax.generation.preference import check_models, preference_scores
-    from cai_jax.text.dialogue import cut_at_stop
+    from cai_jax.data.schema import (
+        Candidates,
+        Demonstration,
+        read_records,
+        write_file,
+        write_records,
+    )
+    from cai_jax.generation.preference import check_models
     from cai_jax.text.formats import dialogue_format
 
     check(config, inputs)
@@ -80,75 +98,104 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     prompts = readers.read_all_prompts(inputs["prompts"], config.limit, config.fields, bad)
     fitted = fit_prompts(prompts, model.tokenizer, render, config.max_prompt_tokens, config.on_long)
     check_models(model, preference, fitted.ids, config.max_new_tokens + 1)
-    ids = [prompt.id for prompt in fitted.prompts]
-    key = keys.base_key(config.seed, folder.name)
     counts = Counter(tokens=0, truncated_responses=0)
-    responses: list[list[str]] = [[] for _ in ids]
-    scores = np.zeros((len(ids), config.num_samples), np.float32)
-    total = len(ids) * config.num_samples
+    total = len(fitted.prompts) * config.num_samples
     with Progress(f"{folder.name} (best_of_n)", total, "responses") as progress:
-        for number in range(config.num_samples):
-            completions = generate(
-                model,
-                fitted.ids,
-                settings(config),
-                (jax.random.fold_in(key, number), ids),
-                batch_size=config.batch_size,
-                names=[f"prompt {identifier}" for identifier in ids],
-                mesh=device_mesh,
-                progress=progress,
-            )
-            texts = [cut_at_stop(completion.text) for completion in completions]
-            # Tokenized as the preference model has learned responses, and with their end.
-            ends = [
-                [
-                    *model.tokenizer.encode(model.tokenizer.answer(text))[: config.max_new_tokens],
-                    model.tokenizer.eos_id,
-                ]
-                for text in texts
-            ]
-            scores[:, number] = preference_scores(
-                preference,
-                [prompt + end for prompt, end in zip(fitted.ids, ends)],
-                batch_size=config.batch_size,
-                mesh=device_mesh,
-            )
-            for of_prompt, text in zip(responses, texts):
-                of_prompt.append(text)
-            counts["tokens"] += sum(len(completion.token_ids) for completion in completions)
-            counts["truncated_responses"] += sum(
-                completion.finish_reason == "length" for completion in completions
-            )
-    best = scores.argmax(axis=1)  # the first of equals
+        key = keys.base_key(config.seed, folder.name)
+        job = Job(config, model, preference, key, device_mesh, progress, counts)
+        candidates = kept_in_blocks(
+            folder,
+            counts,
+            list(zip(fitted.prompts, fitted.ids, strict=True)),
+            max(BLOCK // config.num_samples, 1),
+            functools.partial(make_candidates, job),
+            write_file,
+            functools.partial(read_records, record_type=Candidates),
+        )
     write_records(
         folder / "candidates.jsonl",
         (
-            Candidates(
-                prompt.id,
-                prompt.dialogue,
-                tuple(responses[i]),
-                tuple(round(float(score), 5) for score in scores[i]),
-                int(best[i]),
-            )
-            for i, prompt in enumerate(fitted.prompts)
+            dataclasses.replace(of, scores=tuple(round(score, 5) for score in of.scores))
+            for of in candidates
         ),
     )
     write_records(
         folder / "demonstrations.jsonl",
-        (
-            Demonstration(prompt.id, prompt.dialogue, responses[i][best[i]])
-            for i, prompt in enumerate(fitted.prompts)
-        ),
+        (Demonstration(of.id, of.dialogue, of.responses[of.best]) for of in candidates),
     )
+    scores = np.array([of.scores for of in candidates], np.float32)
     n = config.num_samples
     return {
-        "records": len(ids),
+        "records": len(candidates),
         "dropped": fitted.dropped,
         **counts,
         "first_score": float(scores.mean()),
         "score": float(scores.max(axis=1).mean()),
         "kl": math.log(n) - (n - 1) / n,
     } | bad.report(folder)
+
+
+class Job(typing.NamedTuple):
+    """What everything that is sampled in the step has in common; `counts` are added to."""
+
+    config: ConfigDict
+    model: LanguageModel
+    preference: LanguageModel
+    key: jax.Array
+    mesh: Mesh
+    progress: Progress
+    counts: Counter[str]
+
+
+def make_candidates(job: Job, fitted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[Candidates]:
+    """All responses to some prompts, with their scores as they are."""
+    import jax
+    import numpy as np
+
+    from cai_jax.data.schema import Candidates
+    from cai_jax.generation.generate import generate
+    from cai_jax.generation.preference import preference_scores
+    from cai_jax.text.dialogue import cut_at_stop
+
+    config, tokenizer = job.config, job.model.tokenizer
+    ids = [prompt.id for prompt, _ in fitted]
+    prompts = [encoded for _, encoded in fitted]
+    responses: list[list[str]] = [[] for _ in ids]
+    scores = np.zeros((len(ids), config.num_samples), np.float32)
+    for number in range(config.num_samples):
+        completions = generate(
+            job.model,
+            prompts,
+            settings(config),
+            (jax.random.fold_in(job.key, number), ids),
+            batch_size=config.batch_size,
+            names=[f"prompt {identifier}" for identifier in ids],
+            mesh=job.mesh,
+            progress=job.progress,
+        )
+        texts = [cut_at_stop(completion.text) for completion in completions]
+        # Tokenized as the preference model has learned responses, and with their end.
+        ends = [
+            [*tokenizer.encode(tokenizer.answer(text))[: config.max_new_tokens], tokenizer.eos_id]
+            for text in texts
+        ]
+        scores[:, number] = preference_scores(
+            job.preference,
+            [[*prompt, *end] for prompt, end in zip(prompts, ends)],
+            batch_size=config.batch_size,
+            mesh=job.mesh,
+        )
+        for of_prompt, text in zip(responses, texts):
+            of_prompt.append(text)
+        job.counts["tokens"] += sum(len(completion.token_ids) for completion in completions)
+        job.counts["truncated_responses"] += sum(
+            completion.finish_reason == "length" for completion in completions
+        )
+    best = scores.argmax(axis=1)  # the first of equals
+    return [
+        Candidates(prompt.id, prompt.dialogue, tuple(texts), tuple(of_prompt.tolist()), int(number))
+        for (prompt, _), texts, of_prompt, number in zip(fitted, responses, scores, best)
+    ]
 
 
 def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:

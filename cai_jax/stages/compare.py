@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,16 @@ from cai_jax.generation import planning
 from cai_jax.generation.room import ON_LONG, keep_fitting
 
 if typing.TYPE_CHECKING:
-    from cai_jax.data.schema import Prompt
+    import jax
+    from jax.sharding import Mesh
+
+    from cai_jax.core.progress import Progress
+    from cai_jax.data.schema import Pair, Prompt
     from cai_jax.generation.settings import Completion
     from cai_jax.models.language_model import LanguageModel
+
+# Prompts worked on at a time; what is finished of them outlasts the process.
+BLOCK = 4096
 
 
 def default_config() -> ConfigDict:
@@ -55,15 +63,12 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     Raises:
         InputError: as `check`, and for inputs that cannot be read or do not fit.
     """
-    import jax
-
     from cai_jax import checkpoints
     from cai_jax.core import keys, mesh
+    from cai_jax.core.blocks import kept_in_blocks
     from cai_jax.core.progress import Progress
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.data.schema import Pair, write_records
-    from cai_jax.generation.generate import generate
-    from cai_jax.text.dialogue import cut_at_stop
+    from cai_jax.data.schema import Pair, read_records, write_file, write_records
 
     check(config, inputs)
     bad = BadRecords(config.data.on_bad_record)
@@ -72,47 +77,76 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     model = checkpoints.load_model(inputs["model"], device_mesh)
     model = checkpoints.in_format(model, config.dialogue_format)
     fitting = encode_fitting(config, prompts, model)
-    counts = Counter(tokens=0, too_long=len(prompts) - len(fitting), resampled=0)
+    counts = Counter(identical=0, tokens=0, too_long=len(prompts) - len(fitting), resampled=0)
     counts.update(bad.report(folder))
-    key = keys.base_key(config.seed, folder.name)
-
-    def sample(wanted: Sequence[int], number: int, progress: Progress) -> list[Completion]:
-        completions = generate(
-            model,
-            [fitting[i][1] for i in wanted],
-            settings(config),
-            # Number 0 is the first response, 1 and on are tries at the second.
-            (jax.random.fold_in(key, number), [fitting[i][0].id for i in wanted]),
-            batch_size=config.batch_size,
-            names=[f"prompt {fitting[i][0].id}" for i in wanted],
-            mesh=device_mesh,
-            progress=progress,
-        )
-        counts["tokens"] += sum(len(completion.token_ids) for completion in completions)
-        return completions
-
     with Progress(f"{folder.name} (compare)", 2 * len(fitting), "responses") as progress:
-        firsts = sample(range(len(fitting)), 0, progress)
-        seconds: dict[int, Completion] = {}
-        waiting = list(range(len(fitting)))
-        for number in range(1, config.max_tries + 1):
-            for i, second in zip(waiting, sample(waiting, number, progress)):
-                if cut_at_stop(second.text) != cut_at_stop(firsts[i].text):
-                    seconds[i] = second
-                    counts["resampled"] += number > 1
-            waiting = [i for i in waiting if i not in seconds]
-            if not waiting:
-                break
+        key = keys.base_key(config.seed, folder.name)
+        make = functools.partial(make_pairs, Job(config, model, key, device_mesh, progress, counts))
+        read = functools.partial(read_records, record_type=Pair)
+        pairs = kept_in_blocks(folder, counts, fitting, BLOCK, make, write_file, read)
+    write_records(folder / "pairs.jsonl", pairs)
+    return {"records": len(pairs), **counts}
+
+
+class Job(typing.NamedTuple):
+    """What everything that is sampled in the step has in common; `counts` are added to."""
+
+    config: ConfigDict
+    model: LanguageModel
+    key: jax.Array
+    mesh: Mesh
+    progress: Progress
+    counts: Counter[str]
+
+
+def make_pairs(job: Job, fitting: Sequence[tuple[Prompt, list[int]]]) -> list[Pair]:
+    """The pairs of some prompts, in their order, without those whose tries were all equal."""
+    from cai_jax.data.schema import Pair
+    from cai_jax.text.dialogue import cut_at_stop
+
+    firsts = sample(job, fitting, 0)
+    seconds: dict[int, Completion] = {}
+    waiting = list(range(len(fitting)))
+    for number in range(1, job.config.max_tries + 1):
+        tries = sample(job, [fitting[i] for i in waiting], number)
+        for i, second in zip(waiting, tries, strict=True):
+            if cut_at_stop(second.text) != cut_at_stop(firsts[i].text):
+                seconds[i] = second
+                job.counts["resampled"] += number > 1
+        waiting = [i for i in waiting if i not in seconds]
+        if not waiting:
+            break
+    job.counts["identical"] += len(waiting)
     pairs = []
     for i, second in sorted(seconds.items()):
         prompt, _ = fitting[i]
         texts = [cut_at_stop(completion.text) for completion in (firsts[i], second)]
         pairs.append(Pair(prompt.id, prompt.dialogue, texts[0], texts[1], prompt.tags))
         ends = [completion.finish_reason for completion in (firsts[i], second)]
-        counts["truncated_responses"] += ends.count("length")
-        counts["empty_responses"] += texts.count("")
-    write_records(folder / "pairs.jsonl", pairs)
-    return {"records": len(pairs), "identical": len(waiting), **counts}
+        job.counts["truncated_responses"] += ends.count("length")
+        job.counts["empty_responses"] += texts.count("")
+    return pairs
+
+
+def sample(job: Job, wanted: Sequence[tuple[Prompt, list[int]]], number: int) -> list[Completion]:
+    """A response to each prompt: number 0 is the first one, 1 and on are tries at the second."""
+    import jax
+
+    from cai_jax.generation.generate import generate
+
+    ids = [prompt.id for prompt, _ in wanted]
+    completions = generate(
+        job.model,
+        [encoded for _, encoded in wanted],
+        settings(job.config),
+        (jax.random.fold_in(job.key, number), ids),
+        batch_size=job.config.batch_size,
+        names=[f"prompt {id}" for id in ids],
+        mesh=job.mesh,
+        progress=job.progress,
+    )
+    job.counts["tokens"] += sum(len(completion.token_ids) for completion in completions)
+    return completions
 
 
 def check(config: ConfigDict, inputs: Mapping[str, Any]) -> None:

@@ -94,10 +94,10 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     """
     from cai_jax import checkpoints
     from cai_jax.core import artifact, keys, mesh
-    from cai_jax.core.blocks import kept
+    from cai_jax.core.blocks import kept_in_blocks
     from cai_jax.core.progress import Progress
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.data.schema import Chain, read_records, write_records
+    from cai_jax.data.schema import Chain, read_records, write_file, write_records
     from cai_jax.text.markers import has_labels
 
     constitution = check(config, inputs)
@@ -110,14 +110,12 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     counts = Counter(too_long=len(prompts) - len(fitting), few_shots_dropped=0, tokens=0)
     counts.update(bad.report(folder))
     total = len(fitting) * (1 + config.num_rounds * (2 if config.critique else 1))
-    chains: list[Chain] = []
     with Progress(f"{folder.name} (critique_revise)", total, "texts") as progress:
         key = keys.base_key(config.seed, folder.name)
         job = Job(config, model, constitution, key, device_mesh, progress, counts)
         read = functools.partial(read_records, record_type=Chain)
-        for number, first in enumerate(range(0, len(fitting), BLOCK)):
-            make = functools.partial(make_chains, job, fitting[first : first + BLOCK])
-            chains += kept(folder, number, counts, make, write_records, read)
+        make = functools.partial(make_chains, job)
+        chains = kept_in_blocks(folder, counts, fitting, BLOCK, make, write_file, read)
     write_records(folder / "chains.jsonl", chains)
     if constitution is not None:
         artifact.write_json(folder / "constitution.json", dataclasses.asdict(constitution))

@@ -9,8 +9,10 @@ all that ever reads its oracle.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import typing
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,14 @@ from cai_jax.errors import InputError
 if typing.TYPE_CHECKING:
     from cai_jax.algorithms.intervals import Interval
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.data.schema import Answer
+    from cai_jax.data.schema import Answer, Prompt
     from cai_jax.sandbox.measures import Measure
 
 PROMPT_SETS = ("red_team", "benign")
 XSTEST = "xstest"  # a set of its own: no judge reads it, but a lexicon of refusals
 RATES = ("harmless_rate", "helpful_rate", "evasive_rate", "explained_rate")
+# Prompts that a model answers at a time; what is finished of them outlasts the process.
+BLOCK = 4096
 ELOS = {"harmlessness_elo": "red_team", "helpfulness_elo": "benign"}
 
 
@@ -163,14 +167,11 @@ def _sample(
 ) -> tuple[list[Answer], int]:
     """Every model's answers to every prompt, and how many tokens that took."""
     from cai_jax.checkpoints import in_format, load_model
+    from cai_jax.core.blocks import kept_in_blocks
     from cai_jax.core.keys import base_key
     from cai_jax.core.mesh import make_mesh
-    from cai_jax.data.schema import Answer
+    from cai_jax.data.schema import Answer, read_records, write_file
     from cai_jax.data.xstest import read_xstest
-    from cai_jax.generation.generate import generate
-    from cai_jax.generation.settings import SamplingSettings
-    from cai_jax.text.dialogue import STOPS, cut_at_stop
-    from cai_jax.text.formats import dialogue_format
 
     prompts = {
         name: readers.read_prompts(inputs[name], config.limit, config.fields, bad)
@@ -180,6 +181,38 @@ def _sample(
     if XSTEST in inputs:
         prompts[XSTEST] = read_xstest(inputs[XSTEST], config.limit)
     mesh = make_mesh(config.mesh)
+    key = base_key(config.seed, folder.name)
+    read = functools.partial(read_records, record_type=Answer)
+    answers: list[Answer] = []
+    counts, blocks = Counter(tokens=0), 0
+    for model_name, reference in inputs.get("models", {}).items():
+        model = in_format(load_model(reference, mesh), config.dialogue_format)
+        for name, records in prompts.items():
+            make = functools.partial(_answers, config, model, (model_name, name), key, mesh, counts)
+            answers += kept_in_blocks(
+                folder, counts, records, BLOCK, make, write_file, read, first=blocks
+            )
+            blocks += -(-len(records) // BLOCK)
+        del model, make
+    return answers, counts["tokens"]
+
+
+def _answers(
+    config: ConfigDict,
+    model: Any,
+    of: tuple[str, str],
+    key: Any,
+    mesh: Any,
+    counts: Counter[str],
+    prompts: Sequence[Prompt],
+) -> list[Answer]:
+    """The answers of a model to some prompts of a set; `of` has the names of both."""
+    from cai_jax.data.schema import Answer
+    from cai_jax.generation.generate import generate
+    from cai_jax.generation.settings import SamplingSettings
+    from cai_jax.text.dialogue import STOPS, cut_at_stop
+    from cai_jax.text.formats import dialogue_format
+
     settings = SamplingSettings(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
@@ -187,34 +220,29 @@ def _sample(
         top_p=config.top_p,
         stop=STOPS,
     )
-    answers, tokens = [], 0
-    for model_name, reference in inputs.get("models", {}).items():
-        model = in_format(load_model(reference, mesh), config.dialogue_format)
-        for set_name, records in prompts.items():
-            asked = [dialogue_format(config.dialogue_format).dialogue(p.dialogue) for p in records]
-            completions = generate(
-                model,
-                [model.tokenizer.encode_prompt(prompt) for prompt in asked],
-                settings,
-                # The key knows the prompt, not the model.
-                (base_key(config.seed, folder.name), [prompt.id for prompt in records]),
-                batch_size=config.batch_size,
-                mesh=mesh,
-            )
-            for prompt, completion in zip(records, completions):
-                tokens += len(completion.token_ids)
-                answers.append(
-                    Answer(
-                        id=prompt.id,
-                        prompt_set=set_name,
-                        model=model_name,
-                        dialogue=prompt.dialogue,
-                        response=cut_at_stop(completion.text),
-                        finish_reason=completion.finish_reason,
-                    )
-                )
-        del model
-    return answers, tokens
+    asked = [dialogue_format(config.dialogue_format).dialogue(p.dialogue) for p in prompts]
+    completions = generate(
+        model,
+        [model.tokenizer.encode_prompt(prompt) for prompt in asked],
+        settings,
+        # The key knows the prompt, not the model.
+        (key, [prompt.id for prompt in prompts]),
+        batch_size=config.batch_size,
+        mesh=mesh,
+    )
+    counts["tokens"] += sum(len(completion.token_ids) for completion in completions)
+    model_name, set_name = of
+    return [
+        Answer(
+            id=prompt.id,
+            prompt_set=set_name,
+            model=model_name,
+            dialogue=prompt.dialogue,
+            response=cut_at_stop(completion.text),
+            finish_reason=completion.finish_reason,
+        )
+        for prompt, completion in zip(prompts, completions)
+    ]
 
 
 def _no_opinions(config, inputs, answers: Sequence[Answer]) -> list[Opinion]:

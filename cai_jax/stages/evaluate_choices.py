@@ -7,6 +7,7 @@ choices.jsonl (Choice).
 
 from __future__ import annotations
 
+import functools
 import random
 import typing
 from collections import Counter
@@ -124,9 +125,10 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     """
     from cai_jax import checkpoints
     from cai_jax.core import artifact, keys, mesh
+    from cai_jax.core.blocks import kept
     from cai_jax.core.progress import Progress
     from cai_jax.data.choices import read_choices
-    from cai_jax.data.schema import write_records
+    from cai_jax.data.schema import Choice, read_records, write_file, write_records
     from cai_jax.text.constitution import load_constitution
 
     check(config, inputs)
@@ -139,13 +141,17 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     counts = Counter(tokens=0, too_long=0, few_shots_dropped=0, truncated_reasonings=0)
     found: list[Choice] = []
     total = _readings(config, inputs, sets)
+    read, blocks = functools.partial(read_records, record_type=Choice), 0
     with Progress(f"{folder.name} (evaluate_choices)", total, "questions") as progress:
         for role, ask in (("model", ask_language_model), (PREFERENCE, ask_preference_model)):
             if role in inputs:
                 model = checkpoints.load_model(inputs[role], device_mesh)
                 job = Job(config, model, constitution, key, device_mesh, progress, counts)
-                found += [choice for name in sets for choice in ask(job, name, sets[name])]
-                del model, job
+                for name in sets:
+                    make = functools.partial(ask, job, name, sets[name])
+                    found += kept(folder, blocks, counts, make, write_file, read)
+                    blocks += 1
+                del model, job, make
     if not found:
         raise InputError("evaluations: expected a question that can be asked, found none that fits")
     write_records(folder / "choices.jsonl", found)

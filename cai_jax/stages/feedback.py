@@ -98,11 +98,11 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     from cai_jax import checkpoints
     from cai_jax.algorithms.judgements import judgement_measures
     from cai_jax.core import artifact, keys, mesh
-    from cai_jax.core.blocks import kept
+    from cai_jax.core.blocks import kept_in_blocks
     from cai_jax.core.progress import Progress
     from cai_jax.data.bad_records import BadRecords
     from cai_jax.data.judged import answer_arrays, known_label, read_pairs
-    from cai_jax.data.schema import Comparison, read_records, write_records
+    from cai_jax.data.schema import Comparison, read_records, write_file, write_records
     from cai_jax.text.questions import identical
 
     constitution = check(config, inputs)
@@ -123,11 +123,9 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
         job = Job(config, model, constitution, key, device_mesh, progress, counts)
         if config.on_long == "refuse":
             refuse_long(job, blocks)
-        comparisons: list[Comparison] = []
         read = functools.partial(read_records, record_type=Comparison)
-        for number, block in enumerate(blocks):
-            make = functools.partial(judge, job, block)
-            comparisons += kept(folder, number, counts, make, write_records, read)
+        make = functools.partial(judge, job)
+        comparisons = kept_in_blocks(folder, counts, pairs, size, make, write_file, read)
     if not comparisons:
         raise InputError(
             f"pairs {inputs['pairs']}: expected at least one to judge, found {len(given)} pairs, "

@@ -7,6 +7,7 @@ every drop is counted by its reason and kept readable.
 
 from __future__ import annotations
 
+import functools
 import random
 import typing
 from collections import Counter
@@ -23,7 +24,7 @@ from cai_jax.generation import planning
 if typing.TYPE_CHECKING:
     import jax
 
-    from cai_jax.data.schema import DroppedPrompt, Prompt
+    from cai_jax.data.schema import DroppedPrompt, Prompt, Sample
     from cai_jax.text.few_shots import Fitted
 
 # What is drawn for a record, each with a key of its own.
@@ -39,7 +40,8 @@ REASONS = (
     "near_generated",
 )
 
-# Texts sampled at a time: enough for a batch, and not more than the host holds with ease.
+# Texts sampled at a time: enough for a batch, and not more than the host holds with ease. What is
+# finished of them outlasts the process.
 SMALLEST_BLOCK, LARGEST_BLOCK = 64, 4096
 
 
@@ -98,9 +100,18 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
 
     from cai_jax import checkpoints
     from cai_jax.core import keys, mesh
+    from cai_jax.core.blocks import kept
     from cai_jax.core.progress import Progress
     from cai_jax.data.bad_records import BadRecords
-    from cai_jax.data.schema import DroppedPrompt, Prompt, Turn, write_records
+    from cai_jax.data.schema import (
+        DroppedPrompt,
+        Prompt,
+        Sample,
+        Turn,
+        read_records,
+        write_file,
+        write_records,
+    )
     from cai_jax.generation.generate import generate
 
     check(config, inputs)
@@ -119,22 +130,29 @@ def run(config: ConfigDict, inputs: Mapping[str, Any], folder: Path) -> dict[str
     prompts: list[Prompt] = []
     dropped: list[DroppedPrompt] = []
 
+    def sample(ids: Sequence[str], fitted: Sequence[Fitted]) -> list[Sample]:
+        completions = generate(
+            model,
+            [prompt.ids for prompt in fitted],
+            settings(config),
+            (jax.random.fold_in(key, TEXT), ids),
+            batch_size=config.batch_size,
+            names=ids,
+            mesh=device_mesh,
+        )
+        counts["tokens"] += sum(len(completion.token_ids) for completion in completions)
+        return [Sample(i, of.text, of.finish_reason) for i, of in zip(ids, completions)]
+
+    read, blocks = functools.partial(read_records, record_type=Sample), 0
     with Progress(f"{folder.name} (red_team)", config.num_prompts, "prompts") as progress:
         while size := block_size(config, counts["attempts"], len(prompts)):
             first = counts["attempts"]
             ids = [f"{folder.name}-{number}" for number in range(first, first + size)]
             drawn = draw_few_shots(config, key, ids, examples)
             fitted = fit(config, drawn, model)
-            completions = generate(
-                model,
-                [prompt.ids for prompt in fitted],
-                settings(config),
-                (jax.random.fold_in(key, TEXT), ids),
-                batch_size=config.batch_size,
-                names=ids,
-                mesh=device_mesh,
-            )
-            counts["tokens"] += sum(len(completion.token_ids) for completion in completions)
+            make = functools.partial(sample, ids, fitted)
+            completions = kept(folder, blocks, counts, make, write_file, read)
+            blocks += 1
             for id, shots, prompt, completion in zip(ids, drawn, fitted, completions):
                 if len(prompts) == config.num_prompts:
                     counts["surplus"] += 1

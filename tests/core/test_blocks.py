@@ -1,14 +1,18 @@
+import dataclasses
 import functools
 import os
+import types
 from collections import Counter
 
+import numpy as np
 import pytest
 from scripted import run_stage, speak, write_constitution
 
 from cai_jax.core import blocks
 from cai_jax.core.training_checkpoints import rewind
-from cai_jax.data.schema import Asked, Chain, Comparison, Round, Turn, read_records, write_records
-from cai_jax.stages import critique_revise
+from cai_jax.data.schema import Asked, Chain, Comparison, Round, Turn, read_records, write_file
+from cai_jax.generation import preference
+from cai_jax.stages import best_of_n, compare, critique_revise, evaluate, red_team
 
 DIALOGUE = (Turn("human", "é\u2028?"),)
 MADE = {
@@ -34,7 +38,7 @@ MADE = {
 
 def kept(folder, kind, counts, make):
     read = functools.partial(read_records, record_type=kind)
-    return blocks.kept(folder, 0, counts, make, write_records, read)
+    return blocks.kept(folder, 0, counts, make, write_file, read)
 
 
 @pytest.mark.parametrize("kind", MADE, ids=lambda kind: kind.__name__)
@@ -83,33 +87,86 @@ def test_a_block_that_is_not_whole_is_made_again(harm, tmp_path):
     assert made == [1]
 
 
-def test_an_interrupted_step_samples_only_what_it_has_not_finished(tmp_path, monkeypatch):
-    monkeypatch.setattr(critique_revise, "BLOCK", 2)
+@dataclasses.dataclass
+class Case:
+    """A step that asks so often in its first block, and stops at the `stop`-th question, later."""
+
+    stage: types.ModuleType
+    roles: tuple[str, ...]
+    changes: dict
+    first_block: int
+    stop: int
+    text: str
+    blocks: tuple[str, ...] = ("BLOCK",)
+
+
+CASES = [
+    Case(critique_revise, ("model", "prompts", "constitution"), {"num_rounds": 1}, 6, 9, "chains"),
+    Case(compare, ("model", "prompts"), {}, 4, 7, "pairs"),
+    Case(evaluate, ("models", "red_team", "benign"), {}, 12, 14, "samples"),
+    Case(
+        red_team,
+        ("model", "prompts"),
+        {"num_prompts": 5, "num_few_shots": 2, "similarity": 1.0},
+        2,
+        4,
+        "prompts",
+        ("SMALLEST_BLOCK", "LARGEST_BLOCK"),
+    ),
+    Case(
+        best_of_n,
+        ("model", "preference_model", "prompts"),
+        {"num_samples": 2},
+        2,
+        4,
+        "candidates",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stage.__name__.rpartition(".")[2])
+def test_an_interrupted_step_samples_only_what_it_has_not_finished(case, tmp_path, monkeypatch):
+    for name in case.blocks:
+        monkeypatch.setattr(case.stage, name, 2)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(f'{{"id": "p{i}", "prompt": "Question {i}?"}}\n' for i in range(5)))
     given = {
         "model": tmp_path,
+        "models": {"one": tmp_path, "other": tmp_path},
+        "preference_model": tmp_path,
         "prompts": prompts,
+        "red_team": prompts,
+        "benign": prompts,
         "constitution": write_constitution(tmp_path / "constitution.json"),
     }
-    stops = []
+    given = {role: given[role] for role in case.roles}
+    monkeypatch.setattr(preference, "check_models", lambda *_: None)
+    monkeypatch.setattr(
+        preference,
+        "preference_scores",
+        lambda model, texts, **_: np.array([sum(text) / 3 for text in texts], np.float32),
+    )
+    left = [10**9]  # questions until the step is stopped
 
-    def rule(text, number):
-        if "Question 3" in text and "Revision:" in text and stops:
-            raise stops.pop()
-        return f" said {len(text)}."
+    def rule(text, key):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        short = key[-1].endswith("-1")  # too short a prompt: dropped
+        return " Hi." if short else f" Say thing {key[-1]} of {key[0]} to me\n"
 
-    asked = speak(monkeypatch, rule)
-    expected = run_stage(critique_revise, tmp_path / "whole" / "step", given, num_rounds=1)
-    all_asked = [text for text, _, _ in asked]
-    asked.clear()
-    stops.append(KeyboardInterrupt())
+    asked = speak(monkeypatch, rule, by_key=True)
+    expected = run_stage(case.stage, tmp_path / "whole" / "step", given, **case.changes)
+    all_asked = [(text, key) for text, _, key in asked]
+    assert len(all_asked) > case.stop > case.first_block
     folder = tmp_path / "stopped" / "step"
+    left[0] = case.stop
     with pytest.raises(KeyboardInterrupt):
-        run_stage(critique_revise, folder, given, num_rounds=1)
+        run_stage(case.stage, folder, given, **case.changes)
     asked.clear()
+    left[0] = 10**9
     assert rewind(folder) is None
-    assert run_stage(critique_revise, folder, given, num_rounds=1) == expected
-    assert [text for text, _, _ in asked] == all_asked[6:]  # the first block's 2 x 3 are there
-    whole = (tmp_path / "whole" / "step" / "chains.jsonl").read_bytes()
-    assert (folder / "chains.jsonl").read_bytes() == whole
+    assert run_stage(case.stage, folder, given, **case.changes) == expected
+    assert [(text, key) for text, _, key in asked] == all_asked[case.first_block :]
+    name = f"{case.text}.jsonl"
+    assert (folder / name).read_bytes() == (tmp_path / "whole" / "step" / name).read_bytes()

@@ -6,7 +6,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from cai_jax.core import checkpoint, mesh
+from cai_jax.core import artifact, checkpoint, mesh
 
 
 def bits(array) -> bytes:
@@ -83,3 +83,16 @@ def test_nothing_is_written_over(tree, saved):
     assert bits(checkpoint.restore(saved, tree)["params"]["kernel"]) == bits(
         tree["params"]["kernel"]
     )
+
+
+def test_the_same_tree_has_the_same_hash_and_other_bits_another(saved, tree, tmp_path, caplog):
+    checkpoint.save(tmp_path / "again", tree)
+    assert not caplog.records
+    hashes = artifact.file_hashes(saved)
+    again = artifact.file_hashes(tmp_path / "again")
+    assert artifact.combined_hash(again) == artifact.combined_hash(hashes)
+    changed = {name for name in hashes if again[name] != hashes[name]}
+    assert changed == set(checkpoint.TIMES)
+    other = tree | {"step": tree["step"] + 1}
+    checkpoint.save(tmp_path / "other", other)
+    assert artifact.fingerprint(tmp_path / "other") != artifact.fingerprint(saved)

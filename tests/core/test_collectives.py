@@ -30,15 +30,15 @@ def test_one_device_sends_nothing():
 
 def test_fsdp_gathers_weights_twice_and_scatters_gradients_once():
     # What every device has whole is added up in an all-reduce.
-    norms = 2 * 4 * NORMS * 7 / 8
-    assert required((1, 8, 1)) == (2 * 2 + 4) * WEIGHTS * 7 / 8 + norms
-    assert required((1, 8, 1), parts=3) == (3 * 2 * 2 + 4) * WEIGHTS * 7 / 8 + norms
+    norms = 2 * 2 * NORMS * 7 / 8
+    assert required((1, 8, 1)) == (2 * 2 + 2) * WEIGHTS * 7 / 8 + norms
+    assert required((1, 8, 1), parts=3) == (3 * 2 * 2 + 2) * WEIGHTS * 7 / 8 + norms
     assert required((1, 8, 1), trained=False) == 2 * 2 * WEIGHTS * 7 / 8
 
 
 def test_data_adds_up_the_gradients_of_a_part():
-    scattered = (2 * 2 + 4) * WEIGHTS / 2
-    assert required((4, 2, 1)) == scattered + 2 * 4 * (WEIGHTS / 2) * 3 / 4 + 2 * 4 * NORMS * 7 / 8
+    scattered = (2 * 2 + 2) * WEIGHTS / 2
+    assert required((4, 2, 1)) == scattered + 2 * 2 * (WEIGHTS / 2) * 3 / 4 + 2 * 2 * NORMS * 7 / 8
 
 
 def test_tensor_adds_up_two_products_of_a_layer_in_each_pass():
@@ -46,5 +46,5 @@ def test_tensor_adds_up_two_products_of_a_layer_in_each_pass():
     payload = 80 * 6 * 2
     assert required((1, 1, 2), recomputed=False) == 3 * 4 * payload
     assert required((1, 1, 2)) == 3 * 6 * payload
-    fsdp = (2 * 2 + 4) * (WEIGHTS / 2) / 2 + 2 * 4 * NORMS / 2
+    fsdp = (2 * 2 + 2) * (WEIGHTS / 2) / 2 + 2 * 2 * NORMS / 2
     assert required((1, 2, 2)) == fsdp + 3 * 6 * payload / 2

@@ -207,6 +207,24 @@ def test_the_text_of_a_tpu_program():
     assert found.hbm_bytes >= 3 * 2 * size  # x and the product, in each round; the weights are free
 
 
+def test_copies_beside_the_rest_count_what_they_move_to_and_from_hbm():
+    # As libtpu writes what it fetches ahead into the memory on the chip, marked S(1).
+    text = """
+ENTRY %main (x: s8[4096], y: f32[64]) -> s8[1024] {
+  %x = s8[4096]{0:T(1024)(128)(4,1)} parameter(0)
+  %y = f32[64]{0:T(128)} parameter(1)
+  %slice-start = ((s8[4096]{0:T(1024)(128)(4,1)}), s8[1024]{0:T(1024)(128)(4,1)S(1)}, \
+s32[]{:S(2)}) slice-start(%x), slice={[0:1024]}
+  %copy-start = (f32[64]{0:T(128)S(1)}, f32[64]{0:T(128)}, u32[]{:S(2)}) copy-start(%y)
+  %copy-done = f32[64]{0:T(128)S(1)} copy-done(%copy-start)
+  ROOT %slice-done = s8[1024]{0:T(1024)(128)(4,1)S(1)} slice-done(%slice-start)
+}
+"""
+    assert hlo_costs.Module(text).costs().hbm_bytes == 1024 + 4 * 64
+    to_hbm = text.replace("S(1)}, s32[]", "}, s32[]")
+    assert hlo_costs.Module(to_hbm).costs().hbm_bytes == 2 * 1024 + 4 * 64
+
+
 def test_attention_kernels_cost_the_blocks_they_visit():
     # Three blocks of 4 queries; of keys a block sees its own and at most the one before it.
     text = """

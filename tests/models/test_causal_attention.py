@@ -37,7 +37,7 @@ def arrays(length):
 
 @pytest.mark.parametrize(("length", "blocks"), [(2, 1), (20, 1), (130, 1), (128, 4), (256, 4)])
 def test_values_and_gradients_are_those_of_the_plain_sum(length, blocks):
-    assert len(causal_attention._blocks(length)) == blocks
+    assert len(causal_attention._blocks(length, length)) == blocks
     inputs, direction = arrays(length)
     close = {"rtol": 1e-4, "atol": 2e-5}
     found = with_gradients(causal_attention.attend, inputs, direction)
@@ -45,6 +45,15 @@ def test_values_and_gradients_are_those_of_the_plain_sum(length, blocks):
     for name, mine, other in zip(("out", "queries", "keys", "values"), found, expected):
         assert float(jnp.abs(other).max()) > 0.01, name
         np.testing.assert_allclose(mine, other, err_msg=name, **close)
+
+
+def test_queries_of_the_last_positions_alone_see_all_before_them():
+    (queries, keys, values, bias), direction = arrays(192)
+    inputs = queries[:, :, :, -128:], keys, values, bias[:, -128:]
+    found = with_gradients(causal_attention.attend, inputs, direction[:, :, :, -128:])
+    expected = with_gradients(plain, inputs, direction[:, :, :, -128:])
+    for mine, other in zip(found, expected):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=2e-5)
 
 
 def test_no_product_looks_past_the_end_of_its_block():

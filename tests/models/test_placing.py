@@ -1,11 +1,13 @@
 """Arrays put together on devices: the right bytes at the right place, each read once."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cai_jax.core import sharding as table
 from cai_jax.models import placing
 
 WHOLE = np.arange(5 * 4 * 6, dtype=np.float32).reshape(5, 4, 6)
@@ -56,3 +58,30 @@ def test_a_stack_may_be_split_by_layers(monkeypatch):
     )
     assert np.array_equal(array, WHOLE[:4])
     assert array.addressable_shards[0].data.shape == (2, 4, 6)
+
+
+def test_kernels_are_split_as_the_table_of_all_arrays_says():
+    groups = {"gate": "mlp", "up": "mlp", "down": "mlp"}
+    for name, spec in placing.KERNELS.items():
+        if name == "unembedding":
+            assert spec == table.spec_for("unembedder/kernel", (4, 4))
+            assert spec[::-1] == tuple(table.spec_for("embedder/embedding", (4, 4)))
+        else:
+            stacked = f"layers/{groups.get(name, 'attention')}/{name}"
+            assert (None, *spec) == tuple(table.spec_for(stacked, (1,) * (len(spec) + 1)))
+
+
+def test_a_gathered_kernel_is_whole_along_fsdp_and_its_gradient_is_split():
+    devices = sharding(P()).mesh
+    split = NamedSharding(devices, placing.KERNELS["gate"])
+    kernel = jax.device_put(np.arange(64.0, dtype=np.float32).reshape(8, 8), split)
+
+    def product(kernel, other):
+        return jnp.sum(placing.gathered(kernel, "gate") * other)
+
+    told = table.on_mesh(lambda k: (placing.gathered(k, "gate"), jax.grad(product)(k, k)), devices)
+    whole, gradient = jax.jit(told)(kernel)
+    assert np.array_equal(whole, kernel) and np.array_equal(gradient, kernel)
+    assert {shard.data.shape for shard in whole.addressable_shards} == {(8, 4)}
+    assert {shard.data.shape for shard in gradient.addressable_shards} == {(4, 4)}
+    assert placing.gathered(kernel, "gate") is kernel  # not told a mesh

@@ -216,6 +216,33 @@ def test_remat_and_unrolling_change_no_gradient(tokens, tiny_params):
         assert np.abs(leaf).max() > 0, name
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_the_last_positions_alone_are_those_of_all(family, tokens, tiny_params, tmp_path):
+    """States and gradients, of rows that are padded on the left, with windows and caps too."""
+    config, params = TINY, tiny_params
+    if family == "gemma2":
+        kind, shape = tiny_models.CASES["gemma2: caps, every other layer windowed"]
+        tiny_models.write_family(tmp_path, kind, **shape)
+        config, params = weights.read_folder(tmp_path)
+    segments = np.ones_like(tokens)
+    segments[1, :3] = 0
+    positions = np.maximum(np.cumsum(segments, axis=1) - 1, 0)
+
+    @functools.partial(jax.jit, static_argnames="last")
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def of(params, last):
+        hidden, _ = transformer.forward(
+            params, config, tokens, positions=positions, segments=segments, last=last
+        )
+        return jnp.sum(jnp.sin(hidden[:, -5:])), hidden
+
+    (_, whole), gradients = of(params, None)
+    (_, some), of_some = of(params, 5)
+    assert some.shape == (B, 5, config.width)
+    assert np.allclose(some, whole[:, -5:], atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), of_some, gradients)
+
+
 @pytest.mark.parametrize("vocabulary", [7, layers.ONE_HOT_VOCABULARY + 1])
 def test_the_gradient_of_the_embedding_sums_over_equal_tokens(vocabulary):
     tokens = np.array([[3, 0, 3], [6, 3, 6]])

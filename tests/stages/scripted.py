@@ -47,6 +47,12 @@ class Characters:
     def encode(self, text):
         return [ord(character) for character in text]
 
+    def encode_prompt(self, text):
+        return self.encode(text)
+
+    def answer(self, text):
+        return f" {text}"
+
     def encode_prompts(self, texts):
         return [self.encode(text) for text in texts]
 
@@ -54,8 +60,9 @@ class Characters:
         return "".join(map(chr, ids))
 
 
-def speak(monkeypatch, rule, max_positions=100_000):
-    """Every model is one that answers the n-th prompt of the whole test by rule(text, n).
+def speak(monkeypatch, rule, max_positions=100_000, *, by_key=False):
+    """Every model is one that answers the n-th prompt of the whole test by rule(text, n); `by_key`,
+    by rule(text, key).
 
     Returns a list that grows by (prompt, settings, the key's words and the id) a completion.
     """
@@ -72,7 +79,7 @@ def speak(monkeypatch, rule, max_positions=100_000):
     def say(prompt, settings, key):
         assert len(prompt) + settings.max_new_tokens <= model.config.max_positions
         text = model.tokenizer.decode(prompt)
-        said = rule(text, len(asked))
+        said = rule(text, key if by_key else len(asked))
         asked.append((text, settings, key))
         reason = "length" if len(said) >= settings.max_new_tokens else "stop"
         said = said[: settings.max_new_tokens]

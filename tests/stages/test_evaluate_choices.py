@@ -356,3 +356,32 @@ def test_the_plan_counts_questions_tokens_and_flops():
         "tokens": read + 1030,
         "flops": 2.0 * 7 * read + 2.0 * 5 * 1030,
     }
+
+
+def test_files_that_an_interrupted_step_has_finished_are_not_asked_about_again(
+    tmp_path, files, monkeypatch
+):
+    spoken = scripted.speak(monkeypatch, lambda text, key: f" since {key[-1]}.", by_key=True)
+    left = [10**9]
+
+    def rule(text, count):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return np.full(count, 0.7 / count)
+
+    asked = choose(monkeypatch, rule)
+    inputs, changes = {"model": tmp_path, "evaluations": files}, {"num_samples": 2}
+    expected = run(tmp_path / "whole" / "step", inputs, **changes)
+    all_asked, all_spoken = list(asked), [key for _, _, key in spoken]
+    of_pairs, said_of_pairs = 6 * (1 + 1 + 2), 6 * 2
+    folder = tmp_path / "stopped" / "step"
+    left[0] = of_pairs + 3
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, inputs, **changes)
+    left[0] = 10**9
+    asked.clear()
+    spoken.clear()
+    assert run(folder, inputs, **changes) == expected
+    assert asked == all_asked[of_pairs:]
+    assert [key for _, _, key in spoken] == all_spoken[said_of_pairs:]
