@@ -64,8 +64,9 @@ def plan_slots(
     slots = row_count(requests, batch_size, mesh)
     while True:
         # All at once, or a quarter at a time, so that it is worth it and none waits for long.
-        # Never one alone, which shows nobody what it shares with the next.
-        part = slots if requests <= slots and not again else min(max(-(-slots // 4), 2), slots)
+        # Who asks again is never placed alone: it would show nobody what it shares with the next.
+        part = slots if requests <= slots and not again else -(-slots // 4)
+        part = max(part, min(slots, 2)) if again else part
         refill = row_count(part, part, mesh)
         stored = (2 * slots + refill) * span * column_bytes(config, eight_bits)
         one = row_count(1, 1, mesh)

@@ -9,7 +9,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from cai_jax.models import attention_kernels, causal_attention
@@ -121,35 +120,79 @@ def _attend(queries, keys, values, bias, soft_cap, past=None):
     batch, kv_heads, groups, length, head_dim = queries.shape
     # The G heads of a group are more rows of one matrix product with their shared keys.
     rows = queries.reshape(batch, kv_heads, groups * length, head_dim)
-    parts = [_products(rows, keys)]
+    shared = 0 if past is None else past.trunk_span
+    alike, bias = bias[..., :shared], bias[..., shared:]
+    weights = _products(rows, keys)
     if past is not None:
         before = _products(rows, past.keys.astype(rows.dtype))
         if past.scales is not None:
             before = before * past.scales[0][:, :, None]
-        parts = [before, *parts]
-    if past is not None and past.trunk is not None:
-        # So are the rows of all texts, with a trunk.
-        alike = jnp.einsum(
-            "bkth,khs->bkts", rows, past.trunk[0][0], preferred_element_type=jnp.float32
-        )
-        parts = [alike, *parts]
-    weights = jnp.concatenate(parts, axis=-1)
-    if soft_cap is not None:
-        weights = soft_cap * jnp.tanh(weights / soft_cap)
-    weights = weights.reshape(batch, kv_heads, groups, length, -1) + bias[:, None, None]
-    weights = jax.nn.softmax(weights, axis=-1).astype(values.dtype)
-    weights = weights.reshape(batch, kv_heads, groups * length, -1)
+        weights = jnp.concatenate([before, weights], axis=-1)
+    weights = _seen(weights, bias, soft_cap)
+    if not shared:
+        weights = jax.nn.softmax(weights, axis=-1)
+    else:
+        highest = jnp.max(weights, axis=-1, keepdims=True)
+        weights = jnp.exp(weights - highest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights.astype(values.dtype)
     if past is None:
         return jnp.einsum("bkts,bksh->bkth", weights, values).reshape(queries.shape)
-    ends = np.cumsum([part.shape[-1] for part in parts])
-    *shared, before, weights = jnp.split(weights, ends[:-1], axis=-1)
+    before, weights = jnp.split(weights, [past.values.shape[-2]], axis=-1)
     if past.scales is not None:
         before = (before * past.scales[1][:, :, None]).astype(values.dtype)
     attended = jnp.einsum("bkts,bksh->bkth", weights, values)
     attended += jnp.einsum("bkts,bksh->bkth", before, past.values.astype(values.dtype))
-    for part in shared:
-        attended += jnp.einsum("bkts,ksh->bkth", part, past.trunk[1][0])
+    if shared:
+        there = _attend_to_trunk(rows, past.trunk, alike, soft_cap)
+        attended = _joined(there, (attended, highest, total)).astype(values.dtype)
     return attended.reshape(queries.shape)
+
+
+def _seen(weights: jax.Array, bias: jax.Array, soft_cap: float | None) -> jax.Array:
+    """Attention logits [..., G T, S] with the cap, and the bias [B, T, S] for the heads of each."""
+    if soft_cap is not None:
+        weights = soft_cap * jnp.tanh(weights / soft_cap)
+    batch, length, span = bias.shape
+    by_query = weights.reshape(batch, -1, length, span) + bias[:, None]
+    return by_query.reshape(weights.shape)
+
+
+def _attend_to_trunk(rows, trunk, bias, soft_cap):
+    """What queries [B, K, G T, H] find in a trunk: as `_joined` wants it.
+
+    The texts are more rows of one product with what they share.
+    """
+    batch, kv_heads, length, head_dim = rows.shape
+
+    def of_head(queries, keys, values):
+        weights = jnp.dot(
+            queries.reshape(-1, head_dim), keys, preferred_element_type=jnp.float32
+        ).reshape(batch, length, -1)
+        weights = _seen(weights, bias, soft_cap)
+        highest = jnp.max(weights, axis=-1, keepdims=True)
+        weights = jnp.exp(weights - highest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        found = jnp.dot(weights.astype(values.dtype).reshape(batch * length, -1), values)
+        return found.reshape(batch, length, head_dim), highest, total
+
+    keys, values = (jnp.squeeze(array, 0) for array in trunk)  # [K, H, P], [K, P, H]
+    if jax.default_backend() != "cpu":
+        return jax.vmap(of_head, in_axes=(1, 0, 0), out_axes=1)(rows, keys, values)
+    # XLA's product with a batch axis takes three times as long on a CPU as one for each head.
+    heads = [of_head(rows[:, head], keys[head], values[head]) for head in range(kv_heads)]
+    return tuple(jnp.stack(parts, axis=1) for parts in zip(*heads))
+
+
+def _joined(one, other):
+    """The softmax over two sets of columns, of (weighted sum, highest logit, sum of weights) each.
+
+    Weights are relative to the highest of their set.
+    """
+    highest = jnp.maximum(one[1], other[1])
+    scales = [jnp.exp(part[1] - highest) for part in (one, other)]
+    total = scales[0] * one[2] + scales[1] * other[2]
+    return (scales[0] * one[0] + scales[1] * other[0]) / total
 
 
 def _products(queries: jax.Array, keys: jax.Array) -> jax.Array:
