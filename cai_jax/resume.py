@@ -68,16 +68,18 @@ def input_hashes(step: Step, workdir: Path, given: Outside) -> dict[str, dict[st
 def difference(step: Step, manifest: Mapping[str, Any], hashes: Mapping[str, Any]) -> str | None:
     """What a finished step was made with that is not so now, in words; None if all is the same.
 
-    The mesh does not count, nor how often is saved, nor who watches: none changes the result.
+    The mesh does not count, nor how often is saved, nor who watches: none changes the result, but
+    where the best checkpoint is kept.
     """
     missing = [key for key in ("kind", "config", "inputs", "hash") if key not in manifest]
     if missing:
         return f"its manifest has no {missing[0]!r}"
     old = _flat({"kind": manifest["kind"], **manifest["config"]}) | _referred(manifest["inputs"])
     new = _flat({"kind": step.kind, **step.config}) | _referred(hashes)
-    keys = [
-        key for key in (*new, *old) if not key.startswith(("mesh.", "checkpoints.", "monitoring."))
-    ]
+    ignored = ["mesh.", "checkpoints.", "monitoring."]
+    if old.get("checkpoints.best") or new.get("checkpoints.best"):
+        ignored.remove("checkpoints.")
+    keys = [key for key in (*new, *old) if not key.startswith(tuple(ignored))]
     changed = [key for key in dict.fromkeys(keys) if old.get(key) != new.get(key)]
     if changed:
         key = changed[0]

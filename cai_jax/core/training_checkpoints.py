@@ -7,15 +7,19 @@ position.json is written last, when Orbax has ended, and holds the hashes of the
 Orbax does not notice a changed byte in an array. It also has the size of every other file of the
 step at that moment, so that what was appended later can be cut off. Without it, or where a hash is
 another, a checkpoint is not a good one.
+
+    STEP/unfinished/best/00000120/  parameters whose held-out loss was the lowest up to then; all of
+                             them stay until the step is finished, for it may go back
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -230,6 +234,35 @@ class TrainingCheckpoints:
 
     def _path(self, number: int) -> Path:
         return self._unfinished / f"{number:08d}"
+
+
+class Best:
+    """Of the parameters that were measured, those whose held-out loss is the lowest."""
+
+    def __init__(self, folder: Path, position: Sequence[float] = (0, math.inf)):
+        """`position` as it was saved: [number of the update, loss]."""
+        self._folder = folder / artifact.UNFINISHED / "best"
+        self.position = list(position)
+
+    def offer(self, number: int, loss: float, params: Any) -> None:
+        """Keeps the parameters after update `number`, if their loss is lower than all before."""
+        if not loss < self.position[1]:
+            return
+        path = self._path(number)
+        if hosts.is_first():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(path, ignore_errors=True)  # of a run that was killed after its checkpoint
+        hosts.wait(f"the best is {number}")
+        checkpoint.save(path, params)
+        self.position = [number, loss]
+
+    def restored(self, params: Any) -> Any:
+        """The best parameters, as the given ones lie; these, if none were offered."""
+        number = int(self.position[0])
+        return checkpoint.restore(self._path(number), params) if number else params
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:08d}"
 
 
 def _numbers(unfinished: Path) -> list[int]:

@@ -8,6 +8,7 @@ trained on other comparisons before is a step of the same kind, whose result is 
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,9 @@ def default_config() -> ConfigDict:
     config.log_every = 10  # updates between two lines of metrics
     config.fields = readers.default_fields()  # what the comparisons' files call their columns
     config.checkpoints = training_checkpoints.default_config(every=200)
+    # Measure `held_out` at each of them and at the end, and end with the parameters of the lowest
+    # loss: where epochs are many. False: with the last.
+    config.checkpoints.best = False
     config.data = readers.default_data()
     config.monitoring = monitoring.default_config()
     return config
@@ -71,6 +75,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     accuracy (of the labels that are not a half), log_loss and label_entropy (nats), truncated and
     dropped. Under "sources" it has for each held-out source, and each one of the training data
     ("training/<source>"), what `algorithms/preference_measures.py` says, and its weight.
+
+    With checkpoints.best, metrics.jsonl has the held-out loss besides, and model/ is the best one.
 
     The mean and deviation of the scores of the held-out responses (without any: of the training
     data's) go to model/score_statistics.json. With LoRA, model/ has the factors merged in, and
@@ -138,6 +144,21 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     def place(pairs: Sequence[TokenPair]) -> PairBatch | SharedBatch:
         return placing.place(fill(pairs, config.pairs, length), batch_sharding)
 
+    measure = jax.jit(
+        lambda params, batch: loss_and_sums(params, model_config, batch, 0.0)[1:],
+        in_shardings=(sharding.tree_shardings(params, device_mesh), batch_sharding),
+        out_shardings=whole,
+    )
+    held_out_pairs = [p for of in data if not of.trained for p in of.fitted.pairs]
+
+    def held_out_loss(state: Any) -> tuple[float, Any]:
+        """The mean loss of the held-out pairs, and the parameters that it is of."""
+        trained = optimizers.averaged(state.optimizer_state, state.params)
+        joined = lora.merged(trained, frozen, config.lora)
+        pairs = [pair._replace(weight=1.0) for pair in held_out_pairs]
+        batches = [pairs[i : i + config.pairs] for i in range(0, len(pairs), config.pairs)]
+        return means([measure(joined, place(of))[0] for of in batches])["log_loss"] or 0.0, trained
+
     flops = monitoring.training_flops(trained, frozen)
     mfu = monitoring.mfu_per_token(flops, device_mesh)
     with (
@@ -147,7 +168,9 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         MetricsWriter(folder, config.monitoring, mfu) as writer,
         Progress(f"{folder.name} (preference)", num_steps, "updates") as progress,
     ):
-        state, at = saves.restored(state, training.start(stream))
+        start = training.start(stream) | {"best": [0, math.inf]}
+        state, at = saves.restored(state, start)
+        best = training_checkpoints.Best(folder, at.get("best", start["best"]))
         stream.set_state(at["stream"])
         tokens = at["tokens"]
         # Metrics still on devices, read together, so that nothing waits; and the records of each.
@@ -160,17 +183,24 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
             state, metrics = step(state, frozen, place(batch))
             pending.append(metrics)
             recent.append([pair.record_id for pair in batch])
-            if number % config.log_every == 0 or number == num_steps:
+            measured = config.checkpoints.best and (
+                number % config.checkpoints.every == 0 or number == num_steps
+            )
+            if number % config.log_every == 0 or number == num_steps or measured:
                 totals = summed(training.fetched(pending, recent, number, saves))
+                if measured:
+                    totals["held_out_loss"], averaged = held_out_loss(state)
+                    best.offer(number, totals["held_out_loss"], averaged)
                 writer.write(number, **totals, tokens=tokens)
                 progress.advance(len(pending), f"loss {totals['loss']:.4f}")
                 pending, recent = [], []
             if saves.due(number):
                 pending = training.fetched(pending, recent, number, saves)
                 at = {"number": number, "stream": stream.get_state(), "tokens": tokens}
-                saves.save(number, state, at | {"pending": pending, "recent": recent})
+                at |= {"pending": pending, "recent": recent, "best": best.position}
+                saves.save(number, state, at)
 
-    trained = optimizers.averaged(state.optimizer_state, state.params)
+    trained = best.restored(optimizers.averaged(state.optimizer_state, state.params))
     params = lora.merged(trained, frozen, config.lora)
     checkpoints.save_model(folder, LanguageModel(model.config, params, model.tokenizer))
     counts = {"records": len(pairs) * config.epochs, "tokens": tokens, "steps": num_steps}
@@ -179,11 +209,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         peft_adapter.write(
             folder / ADAPTER, model.config, trained, config.lora, str(inputs["model"])
         )
-    measure = jax.jit(
-        lambda params, batch: loss_and_sums(params, model_config, batch, 0.0)[1:],
-        in_shardings=(sharding.tree_shardings(params, device_mesh), batch_sharding),
-        out_shardings=whole,
-    )
+    if config.checkpoints.best:
+        counts["best_step"] = int(best.position[0])
     return counts | evaluate(
         data, config.pairs, lambda pairs: measure(params, place(pairs)), folder
     )
@@ -280,6 +307,11 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
     optimizers.check(config)
     computing.check(config)
     training_checkpoints.check(config.checkpoints)
+    if config.checkpoints.best and not (inputs.get("held_out") and config.checkpoints.every):
+        raise InputError(
+            "checkpoints.best: expected inputs.held_out and checkpoints.every > 0 with it; "
+            "give both, or leave it False"
+        )
     lora.check(config.lora)
     check_divides(config, config.mesh.data * config.mesh.fsdp)
 

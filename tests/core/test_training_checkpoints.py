@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from cai_jax.core import artifact, checkpoint
 from cai_jax.core.termination import deferred, raising
 from cai_jax.core.training_checkpoints import (
+    Best,
     TrainingCheckpoints,
     any_good,
     check,
@@ -264,3 +265,18 @@ def test_numbers_that_mean_nothing_are_refused():
         check(default_config(-1))
     with pytest.raises(InputError, match=r"checkpoints.keep: expected at least 1, found 0"):
         check(ConfigDict({**default_config(0), "keep": 0}))
+
+
+def test_the_lowest_loss_is_kept_and_written_again_by_what_goes_on(tmp_path):
+    best = Best(tmp_path)
+    given = {"w": jnp.zeros(3)}
+    assert best.restored(given) is given
+    for number, loss in ((2, 0.5), (4, 0.4), (6, 0.4), (8, float("nan"))):
+        best.offer(number, loss, {"w": jnp.full(3, float(number))})
+    assert best.position == [4, 0.4]
+    again = Best(tmp_path, [2, 0.5])  # its last checkpoint was before update 4
+    assert again.restored(given)["w"].tolist() == [2.0] * 3
+    again.offer(4, 0.3, {"w": jnp.full(3, 40.0)})
+    assert again.restored(given)["w"].tolist() == [40.0] * 3
+    assert rewind(tmp_path) is None
+    assert again.restored(given)["w"].tolist() == [40.0] * 3

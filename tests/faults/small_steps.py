@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from cai_jax.core import training_checkpoints
 from cai_jax.core.blocks import kept
 from cai_jax.core.metrics import MetricsWriter
-from cai_jax.data.schema import Demonstration, Prompt, Turn, read_records, write_records
+from cai_jax.data.schema import Demonstration, Prompt, Turn, read_records, write_file, write_records
 from cai_jax.stages import step
 
 PAUSE = 0.01  # seconds: of a record, and of an update
@@ -32,7 +32,7 @@ def _sample(config, inputs, folder):
     for number, first in enumerate(range(0, len(prompts), config.block)):
         part = prompts[first : first + config.block]
         read = functools.partial(read_records, record_type=Demonstration)
-        records += kept(folder, number, counts, functools.partial(make, part), write_records, read)
+        records += kept(folder, number, counts, functools.partial(make, part), write_file, read)
     write_records(folder / "demonstrations.jsonl", records)
     return {"records": len(records), **counts}
 

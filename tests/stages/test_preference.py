@@ -394,6 +394,7 @@ def test_lora_trains_the_head_and_the_named_projections_alone(trained, tmp_path)
         ({"weights": (0.0,)}, "weights: expected 0 or more, and not all 0"),
         ({"centring": -0.1}, "centring: expected 0 or more, found -0.1"),
         ({"accumulate": 3}, "pairs: expected a multiple of 3 .* found 32"),
+        ({"checkpoints": {"best": True}}, "checkpoints.best: expected inputs.held_out and"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(changes, message):

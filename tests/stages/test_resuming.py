@@ -1,6 +1,9 @@
 """A training step that was broken off and goes on gives what the undisturbed one gives: every file
 byte for byte, weights bit for bit."""
 
+import dataclasses
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from training_steps import MESHES, SETTINGS, run, write_inputs
 from cai_jax import checkpoints
 from cai_jax.core.metrics import read_metrics
 from cai_jax.core.training_checkpoints import TrainingCheckpoints, rewind
+from cai_jax.data.schema import Comparison, read_records, write_records
 
 # Saved in the middle of a line of metrics, and broken off later.
 CHANGES = {
@@ -90,6 +94,32 @@ def test_it_goes_on_to_the_same_bits(kind, undisturbed, inputs, tmp_path, monkey
     assert weights(folder) == weights(expected)
     names = [{str(p.relative_to(f)) for p in f.glob("*/*")} for f in (folder, expected)]
     assert {name for name in names[0] if not name.startswith("unfinished")} == names[1]
+
+
+@pytest.mark.nightly
+def test_the_best_parameters_are_kept_and_measured(inputs, tmp_path, monkeypatch):
+    # What is learned is wrong of the held-out: the sooner, the better.
+    [path] = inputs["preference"]["comparisons"]
+    turned = [dataclasses.replace(of, p_a=1 - of.p_a) for of in read_records(path, Comparison)]
+    write_records(tmp_path / "turned.jsonl", turned)
+    given = inputs["preference"] | {"held_out": [tmp_path / "turned.jsonl"]}
+    changes = CHANGES["preference"] | {"checkpoints": {"every": 2, "best": True}}
+    counts = run("preference", given, tmp_path / "whole" / "step", **changes)
+    losses = {
+        line["step"]: line["held_out_loss"]
+        for line in read_metrics(tmp_path / "whole" / "step")
+        if "held_out_loss" in line
+    }
+    assert sorted(losses) == [2, 4, 6] and losses[2] < losses[4] < losses[6]
+    assert counts["best_step"] == 2
+    measured = json.loads((tmp_path / "whole" / "step" / "evaluation.json").read_text())
+    assert measured["turned_log_loss"] == pytest.approx(losses[2], rel=1e-5)
+
+    broken_off(monkeypatch, "preference", given, tmp_path / "step", 5, **changes)
+    assert rewind(tmp_path / "step") == 4
+    assert run("preference", given, tmp_path / "step", **changes) == counts
+    assert texts(tmp_path / "step") == texts(tmp_path / "whole" / "step")
+    assert weights(tmp_path / "step") == weights(tmp_path / "whole" / "step")
 
 
 def goes_on_elsewhere(kind, undisturbed, inputs, tmp_path, monkeypatch):
