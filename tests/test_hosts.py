@@ -187,7 +187,11 @@ SHORT = """
     steps.pairs = step("compare", {"model": "sl", "prompts": prompts}, **short)
 """
 SLOWLY = "--config.steps.sl.checkpoints.every=1"  # the word of a signal takes about a second
-LONG = "max_response_tokens=20, batch_size=64"
+PROMPTS = 300  # that four blocks take longer than the word of a signal
+SAMPLED = """
+    steps.evaluation = step("evaluate", {"models": {"a": model, "b": model}, "red_team": prompts,
+        "benign": prompts}, max_new_tokens=20, batch_size=16)
+"""
 WHOLE = """
     constitution = "sandbox:constitution.json"
     steps.chains = step("critique_revise", {"model": model, "prompts": prompts,
@@ -414,18 +418,20 @@ def test_what_one_host_began_two_end(world):
 
 @pytest.mark.nightly
 def test_hosts_that_sample_stop_together_and_keep_whole_blocks(world):
-    turns = [human(f"tell me about line {i}") for i in range(4200)]
+    turns = [human(f"tell me about line {i}") for i in range(PROMPTS)]
     write_records(world / "prompts.jsonl", [Prompt(f"p{i}", t) for i, t in enumerate(turns)])
-    steps = SHORT[SHORT.index("steps.pairs") :].replace('"sl"', "model").replace("**short", LONG)
-    write_config(world, steps, 2)
+    write_config(world, SAMPLED, 2)
     processes = start(world, 2, "two")
-    block = world / "two" / "pairs" / "unfinished" / "blocks" / "00000000.json"
-    wait_for(processes, block.exists)
+    blocks = world / "two" / "evaluation" / "unfinished" / "blocks"
+    wait_for(processes, (blocks / "00000000.json").exists)
     processes[0].send_signal(signal.SIGTERM)
     for status, _, said in finish(processes, timeout=120):
         assert status == 143, said
-        assert "terminated in pairs; the same command goes on" in said
+        assert "terminated in evaluation; the same command goes on" in said
+    assert [*blocks.glob("*.json")] and not (blocks / "00000003.json").exists()
+    kept = (blocks / "00000000.jsonl").read_bytes()
     for status, _, said in finish(start(world, 2, "two")):
         assert status == 0, said
+    assert texts("two")["evaluation/samples"].startswith(kept)
     runner.main(["--config=config.py", "--workdir=one"])
     check_same("two", "one")
