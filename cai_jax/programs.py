@@ -242,7 +242,8 @@ def decode_programs(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> list[
 def on_accelerator(model: ModelConfig, attention: str) -> ModelConfig:
     """The model as it is computed where the devices are no CPUs, whatever this process sees.
 
-    Layers are scanned on simulated devices too, so that their number costs no compile time.
+    Layers are scanned on simulated devices too, so that their number costs no compile time, and
+    losses cut as on accelerators, so that what is sent does not grow with the batch.
 
     Args:
         model: the model.
@@ -250,11 +251,10 @@ def on_accelerator(model: ModelConfig, attention: str) -> ModelConfig:
     """
     from cai_jax.models.transformer import LOSS_POSITIONS
 
-    positions = model.loss_positions or (0 if attention == "plain" else LOSS_POSITIONS)
     return dataclasses.replace(
         model,
         scan_unroll=model.scan_unroll or 1,
-        loss_positions=positions,
+        loss_positions=model.loss_positions or LOSS_POSITIONS,
         attention=model.attention or attention,
     )
 

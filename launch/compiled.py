@@ -45,12 +45,11 @@ class Case(NamedTuple):
     changes: dict[str, Any]  # keys of the config
 
 
-# Devices of v5p, ever more, with the same rows on each.
-WEAK = {8: "2x2x2", 32: "2x4x4", 128: "4x4x8", 512: "8x8x8"}
+WEAK = (8, 64, 512)  # simulated devices, with the same rows on each
 TOPOLOGIES = {
     **{"v5e-16": "v5e:4x4", "v6e-16": "v6e:4x4", "v6e-256": "v6e:16x16"},
     **{"v5p-16": "v5p:2x2x2", "v5p-128": "v5p:4x4x4", "v5p-256": "v5p:4x4x8"},
-    **{f"v5p-{2 * devices}": f"v5p:{sizes}" for devices, sizes in WEAK.items()},
+    **{f"cpu-{devices}": f"cpu:{devices}" for devices in WEAK},
 }
 CONFIGS = {
     "1b": "configs/llama32_1b.py",
@@ -106,7 +105,7 @@ CASES = {
 
 WEAK_CASES = {
     f"1b-weak-{devices}": case(
-        "1b", "finetune", f"v5p-{2 * devices}", (1, devices, 1), rows=devices, **LONG
+        "1b", "finetune", f"cpu-{devices}", (1, devices, 1), rows=devices, **LAYER
     )
     for devices in WEAK
 }
@@ -210,7 +209,7 @@ def plot(results: dict[str, Any]) -> str:
         results: with all of WEAK_CASES.
     """
     found = [results[name] for name in WEAK_CASES]
-    lines = {"FLOPs": "flops", "bytes of HBM": "hbm_bytes", "bytes sent": "sent_bytes"}
+    lines = {"FLOPs": "flops", "bytes of memory": "hbm_bytes", "bytes sent": "sent_bytes"}
     width, height, left, top = 640, 320, 60, 20
     step, unit = (width - left - 150) / (len(found) - 1), (height - top - 50) / 1.5
     drawn = []

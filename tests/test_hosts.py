@@ -187,7 +187,11 @@ SHORT = """
     steps.pairs = step("compare", {"model": "sl", "prompts": prompts}, **short)
 """
 SLOWLY = "--config.steps.sl.checkpoints.every=1"  # the word of a signal takes about a second
-LONG = "max_response_tokens=20, batch_size=64"
+PROMPTS = 300  # that four blocks take longer than the word of a signal
+SAMPLED = """
+    steps.evaluation = step("evaluate", {"models": {"a": model, "b": model}, "red_team": prompts,
+        "benign": prompts}, max_new_tokens=20, batch_size=16)
+"""
 WHOLE = """
     constitution = "sandbox:constitution.json"
     steps.chains = step("critique_revise", {"model": model, "prompts": prompts,
@@ -290,26 +294,35 @@ def texts(workdir):
     return found
 
 
-def check_same(several, one):
-    """Holds texts to bytes, and losses to 1e-5.
+# Numbers that models computed, and how far they may be apart. Programs of several processes round
+# otherwise; gradients of four hosts are added up in another order, and PPO follows them.
+ROUNDED = {"score": 2e-5, "kl": 2e-5, "logp_a": 2e-6, "logp_b": 2e-6, "p_a": 1e-6}
 
-    The score and the KL of a rollout are numbers too: gradients of four hosts are added up in
-    another order than those of four devices of one.
-    """
-    found, expected = texts(several), texts(one)
-    kept = [
-        [json.loads(line) for line in of.pop("rl/rollouts", b"").splitlines()]
-        for of in (found, expected)
-    ]
-    for line, of_one in zip(*kept, strict=True):
-        for name in ("score", "kl"):
-            assert line.pop(name) == pytest.approx(of_one.pop(name), abs=2e-5)
-        assert line == of_one
-    assert found == expected
-    for expected in Path(one).glob("*/metrics.jsonl"):
-        found = read_metrics(Path(several) / expected.parent.name)
-        for line, of_one in zip(found, read_metrics(expected.parent), strict=True):
+
+def check_same(several, one):
+    """Holds texts to bytes but for ROUNDED numbers, and losses to 1e-5."""
+    found, expected = ([*map(apart, texts(of).items())] for of in (several, one))
+    assert [of[:2] for of in found] == [of[:2] for of in expected]
+    for (name, _, numbers), (_, _, of_one) in zip(found, expected, strict=True):
+        for (key, x), (_, y) in zip(numbers, of_one, strict=True):
+            assert x == pytest.approx(y, abs=ROUNDED[key]), (name, key)
+    for path in Path(one).glob("*/metrics.jsonl"):
+        lines = read_metrics(Path(several) / path.parent.name)
+        for line, of_one in zip(lines, read_metrics(path.parent), strict=True):
             assert line == pytest.approx(of_one, rel=1e-5, abs=1e-6)
+
+
+def apart(file):
+    """(name, its lines without ROUNDED numbers, these numbers) of a (name, bytes)."""
+    name, content = file
+    numbers = []
+
+    def without(pairs):
+        numbers.extend((key, value) for key, value in pairs if key in ROUNDED)
+        return [(key, ROUNDED.get(key, value)) for key, value in pairs]
+
+    lines = [json.loads(line, object_pairs_hook=without) for line in content.splitlines()]
+    return name, lines, numbers
 
 
 @pytest.mark.nightly
@@ -405,18 +418,20 @@ def test_what_one_host_began_two_end(world):
 
 @pytest.mark.nightly
 def test_hosts_that_sample_stop_together_and_keep_whole_blocks(world):
-    turns = [human(f"tell me about line {i}") for i in range(4200)]
+    turns = [human(f"tell me about line {i}") for i in range(PROMPTS)]
     write_records(world / "prompts.jsonl", [Prompt(f"p{i}", t) for i, t in enumerate(turns)])
-    steps = SHORT[SHORT.index("steps.pairs") :].replace('"sl"', "model").replace("**short", LONG)
-    write_config(world, steps, 2)
+    write_config(world, SAMPLED, 2)
     processes = start(world, 2, "two")
-    block = world / "two" / "pairs" / "unfinished" / "blocks" / "00000000.json"
-    wait_for(processes, block.exists)
+    blocks = world / "two" / "evaluation" / "unfinished" / "blocks"
+    wait_for(processes, (blocks / "00000000.json").exists)
     processes[0].send_signal(signal.SIGTERM)
     for status, _, said in finish(processes, timeout=120):
         assert status == 143, said
-        assert "terminated in pairs; the same command goes on" in said
+        assert "terminated in evaluation; the same command goes on" in said
+    assert [*blocks.glob("*.json")] and not (blocks / "00000003.json").exists()
+    kept = (blocks / "00000000.jsonl").read_bytes()
     for status, _, said in finish(start(world, 2, "two")):
         assert status == 0, said
+    assert texts("two")["evaluation/samples"].startswith(kept)
     runner.main(["--config=config.py", "--workdir=one"])
     check_same("two", "one")

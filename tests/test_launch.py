@@ -241,7 +241,7 @@ def test_the_table_is_what_the_compiler_said():
     for name, found in results.items():
         assert found["command"] == shlex.join(compiled.command(cases[name]))
         for of in found.get("programs", ()):
-            if of["required_sent_bytes"] and found["kind"] != "ppo":
+            if name in compiled.CASES and of["required_sent_bytes"]:
                 assert of["sent_bytes"] < 1.2 * of["required_sent_bytes"], name
     text = (LAUNCH / "README.md").read_text()
     between = text.partition(compiled.MARKS[0])[2].partition(compiled.MARKS[1])[0]
@@ -253,3 +253,13 @@ def test_the_table_is_what_the_compiler_said():
         cores = 2 if generation == "v5p" else 1
         assert case.chips == f"{generation}-{cores * math.prod(sizes)}"
         assert math.prod(config.mesh.values()) == math.prod(sizes) and case.step in config.steps
+
+
+def test_weak_scaling_is_flat_and_drawn():
+    compiled = script("compiled")
+    results = json.loads(compiled.RESULTS.read_text())
+    found = [results[name] for name in compiled.WEAK_CASES]
+    assert [of["devices"] for of in found] == list(compiled.WEAK) and found[-1]["devices"] == 512
+    for key, spread in (("flops", 0.01), ("hbm_bytes", 0.1), ("sent_bytes", 0.2)):
+        assert max(of[key] for of in found) < (1 + spread) * min(of[key] for of in found), key
+    assert compiled.PLOT.read_text() == compiled.plot(results)

@@ -108,6 +108,7 @@ class Module:
         if name in counting.done:
             return counting.done[name]
         computation, total = self.computations[name], NOTHING
+        begun = set[str]()  # collectives inside fusions
         for i in computation.instructions:
             if i.opcode == "while":
                 body = self._of(i.called("body") or "", counting)
@@ -125,7 +126,12 @@ class Module:
                 if target in self.computations:
                     total = total.plus(self._of(target, counting))
             else:
-                total = total.plus(self._instruction(i, computation, counting))
+                costs = self._instruction(i, computation, counting)
+                channels = self._channels(i)
+                if channels & begun:
+                    costs = costs._replace(moved={}, sent=0.0)
+                begun |= channels
+                total = total.plus(costs)
         counting.done[name] = total
         return total
 
@@ -158,6 +164,22 @@ class Module:
             seconds = 0.0 if kind in COLLECTIVES else size / rates.bandwidth
             seconds = max(seconds, inside.flops / rates.flops)
         return inside._replace(hbm_bytes=size, seconds=seconds)
+
+    def _channels(self, i: Instruction) -> set[str]:
+        """The collectives inside a fusion, by their channels.
+
+        A TPU's compiler cuts a collective into steps beside arithmetic, each in a fusion that has
+        the whole collective in it, of one channel: it is sent once.
+        """
+        if i.opcode != "fusion":
+            return set()
+        found = set[str]()
+        for inner in self.computations[i.called("calls") or ""].instructions:
+            channel = re.search(r"channel_id=(\d+)", inner.attributes)
+            if channel and inner.opcode.removesuffix("-start") in COLLECTIVES:
+                found.add(channel[1])
+            found |= self._channels(inner)
+        return found
 
     def rounds(self, loop: Instruction, computation: Computation) -> int | None:
         """How often a loop goes round; None where that is data."""

@@ -51,7 +51,7 @@ class Scale:
 
 
 SCALES = {
-    "quick": Scale(384, 3, 8e-4, 512, 1, 40, 10, 128, 128, 256, ("s",)),
+    "quick": Scale(384, 3, 8e-4, 512, 2, 40, 10, 256, 128, 256, ("s",)),
     "full": Scale(1152, 2, 5e-4, 1152, 2, 100, 20, 384, 256, 512, ("xs", "s")),
 }
 
@@ -260,7 +260,7 @@ def human_preference(of: Scale, size: str, name: str) -> dict[str, ConfigDict]:
         "harmless": ["people_harmless"],
     }[name]
     # Fewer comparisons than an AI's preference model has: more epochs.
-    epochs = 6 * of.preference_epochs
+    epochs = 3 * of.preference_epochs
     comparisons = [named(of_people, size) for of_people in learned]
     return {named(f"{name}_preference", size): preference(of, size, comparisons, epochs=epochs)}
 

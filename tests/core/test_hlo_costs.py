@@ -225,6 +225,33 @@ s32[]{:S(2)}) slice-start(%x), slice={[0:1024]}
     assert hlo_costs.Module(to_hbm).costs().hbm_bytes == 2 * 1024 + 4 * 64
 
 
+def test_a_collective_cut_into_fused_steps_is_sent_once():
+    step = """
+%step.NUMBER (p.NUMBER: f32[4,8]) -> f32[16,8] {
+  %p.NUMBER = f32[4,8]{1,0} parameter(0)
+  ROOT %gather.NUMBER = f32[16,8]{1,0} all-gather(%p.NUMBER), channel_id=CHANNEL, \
+replica_groups=[1,4]<=[4], dimensions={0}
+}
+"""
+    steps = [step.replace("NUMBER", str(i)) for i in range(3)]
+    entry = """
+ENTRY %main (x: f32[4,8]) -> f32[16,8] {
+  %x = f32[4,8]{1,0} parameter(0)
+  %one = f32[16,8]{1,0} fusion(%x), kind=kCustom, calls=%step.0
+  %two = f32[16,8]{1,0} fusion(%x), kind=kCustom, calls=%step.1
+  ROOT %three = f32[16,8]{1,0} fusion(%x), kind=kCustom, calls=%step.2
+}
+"""
+
+    def sent(*channels):
+        text = [step.replace("CHANNEL", str(channel)) for step, channel in zip(steps, channels)]
+        return hlo_costs.Module("".join([*text, entry])).costs().sent
+
+    payload = 16 * 8 * 4 * 3 / 4
+    assert sent(7, 7, 7) == payload
+    assert sent(7, 8, 7) == 2 * payload and sent(1, 2, 3) == 3 * payload
+
+
 def test_attention_kernels_cost_the_blocks_they_visit():
     # Three blocks of 4 queries; of keys a block sees its own and at most the one before it.
     text = """
