@@ -11,6 +11,10 @@ JSON object. `same_tokens` is the share of completions that are as ours: ties of
 aside, all.
 
 Run it alone on the machine: whatever else runs there is in the numbers.
+
+Measured on two CPU cores: `equal` 789 tokens/s, 1.42 times transformers (525 with a dynamic cache,
+555 with a static one; median of 3); `ragged` 475, 1.55 times (306 and 297; one run). All tokens of
+both were the same.
 """
 
 import argparse
