@@ -9,6 +9,9 @@ peer sends every prompt whole, in batches sorted by length, and reads the last p
 results, in nats, and `forwarded_over_distinct` how often a prompt token is computed.
 
 Run it alone on the machine: whatever else runs there is in the numbers.
+
+Measured on two CPU cores with 12 comparisons, one run: 19.2 prompts a second, 4.68 times
+transformers; 1.09 forwarded over distinct; results up to 0.0006 nats apart.
 """
 
 import dataclasses
