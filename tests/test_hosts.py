@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from world_models import WORDS, human, write_model
 
 from cai_jax import hosts
-from cai_jax import run as runner
 from cai_jax.core.mesh import make_mesh
 from cai_jax.core.metrics import MetricsWriter, read_metrics
 from cai_jax.core.sharding import batch_sharding
@@ -231,13 +230,24 @@ def write_config(folder, steps, devices):
     (folder / "config.py").write_text(text)
 
 
+def compiled_as_usual(devices):
+    """An environment without the flags that make tests compile faster: they round otherwise."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+
+
+def run_alone(workdir):
+    """The same run by one host of eight devices, in the present folder."""
+    command = [sys.executable, "-m", "cai_jax.run", "--config=config.py", f"--workdir={workdir}"]
+    subprocess.run(command, env=compiled_as_usual(8), check=True)
+
+
 def start(folder, count, workdir, *flags):
     """Starts `cai_jax.run` as `count` hosts of one device each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment = compiled_as_usual(1)
     command = [sys.executable, "-m", "cai_jax.run", "--config=config.py", f"--workdir={workdir}"]
     # Heartbeats need time on a machine that is busy; a host that is killed is noticed without.
     command += [f"--coordinator=localhost:{port}", f"--num_hosts={count}"]
@@ -294,9 +304,9 @@ def texts(workdir):
     return found
 
 
-# Numbers that models computed, and how far they may be apart. Programs of several processes round
-# otherwise; gradients of four hosts are added up in another order, and PPO follows them.
-ROUNDED = {"score": 2e-5, "kl": 2e-5, "logp_a": 2e-6, "logp_b": 2e-6, "p_a": 1e-6}
+# Gradients of four hosts are added up in another order than those of four devices of one, and PPO's
+# numbers follow them: how far they may be apart.
+ROUNDED = {"score": 2e-5, "kl": 2e-5}
 
 
 def check_same(several, one):
@@ -346,7 +356,7 @@ def test_two_hosts_one_killed_in_training_go_on_to_the_texts_of_one(world):
         "pairs-00001-of-00002.jsonl",
     ]
 
-    runner.main(["--config=config.py", "--workdir=one"])
+    run_alone("one")
     # Pairs of equal responses are left out, and a random model hardly makes them.
     assert len(texts("one")["pairs/pairs"].splitlines()) > len(WORDS) / 2
     check_same("two", "one")
@@ -358,7 +368,7 @@ def test_the_whole_pipeline_on_several_hosts_makes_the_texts_of_one(world, count
     write_config(world, WHOLE, count)
     for status, _, said in finish(start(world, count, "several"), timeout=1800):
         assert status == 0, said
-    runner.main(["--config=config.py", "--workdir=one"])
+    run_alone("one")
     names = {"chains/chains", "pairs/pairs", "feedback/comparisons", "rl/rollouts", "rl/samples"}
     assert set(texts("one")) == names | {"evaluation/samples"}
     check_same("several", "one")
@@ -392,7 +402,7 @@ def test_one_of_two_hosts_is_terminated_in_training_and_any_number_goes_on(world
     assert int(saved[-1].parent.name) == done >= 3
     shutil.copytree(world / "two", world / "alone")
 
-    runner.main(["--config=config.py", "--workdir=one"])
+    run_alone("one")
     spoken_of = []
     for workdir, count, flags in (("two", 2, ()), ("alone", 1, ("--config.mesh.data=1",))):
         for status, _, said in finish(start(world, count, workdir, *flags)):
@@ -412,7 +422,7 @@ def test_what_one_host_began_two_end(world):
     assert status == 143, said
     for status, _, said in finish(start(world, 2, "several")):
         assert status == 0, said
-    runner.main(["--config=config.py", "--workdir=one"])
+    run_alone("one")
     check_same("several", "one")
 
 
@@ -433,5 +443,5 @@ def test_hosts_that_sample_stop_together_and_keep_whole_blocks(world):
     for status, _, said in finish(start(world, 2, "two")):
         assert status == 0, said
     assert texts("two")["evaluation/samples"].startswith(kept)
-    runner.main(["--config=config.py", "--workdir=one"])
+    run_alone("one")
     check_same("two", "one")
