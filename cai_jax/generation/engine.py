@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import typing
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -111,11 +110,15 @@ def serve(
             ask(number, request, None)
         if not running:
             return
-        if waiting and (len(waiting) >= plan.refill or not engine.seats):
+        # Together while there are more to come; the last ones at once, or a part of who asks again.
+        together = plan.refill
+        if not more:
+            together = min(together, -(-len(running) // 4)) if plan.again else 1
+        if waiting and (len(waiting) >= together or not engine.seats):
             engine.place(waiting, requests)
             waiting.clear()
         hosts.stop_if_asked()
-        for slot, seat, completion in engine.step(plan.refill - len(waiting)):
+        for slot, seat, completion in engine.step(together - len(waiting)):
             if progress is not None:
                 progress.advance(1)
             try:
@@ -334,9 +337,9 @@ class Engine:
 
         They keep what they have, unless it is too little, or more than twice what is needed.
         """
-        used = list(self.seats)
-        live = (int(self.slots.column[slot]) + CHUNK for slot in used)
-        needed = batching.bucket(max(itertools.chain(lengths, live)), SMALLEST_SPAN)
+        of, used = self.slots, list(self.seats)
+        live = of.column[used] + np.minimum(of.budget[used] - of.generated[used], CHUNK)
+        needed = batching.bucket(max([*lengths, *live.tolist()]), SMALLEST_SPAN)
         if self.span < needed or self.span >= 2 * needed:
             if self.past is None:
                 self.past = slots.empty_jit(
