@@ -26,6 +26,7 @@ from cai_jax.errors import InputError
 from cai_jax.models import placing
 
 ROOT = Path(__file__).parents[1]
+RUN = ("-m", "cai_jax.run")
 
 
 @pytest.mark.parametrize(
@@ -156,6 +157,43 @@ def test_what_is_placed_is_fetched():
     assert placing.place(tree, None)["a"].devices() == {jax.devices()[0]}
 
 
+class Part:
+    """A sharding of which a host has some devices."""
+
+    is_fully_addressable = False
+
+    def __init__(self, whole, devices):
+        self.whole, self.devices = whole, devices
+
+    def addressable_devices_indices_map(self, shape):
+        found = self.whole.addressable_devices_indices_map(shape)
+        return {device: found[device] for device in self.devices}
+
+
+@pytest.mark.parametrize("axes", [(4, 1, 2), (2, 4, 1), (1, 2, 4)], ids=str)
+def test_hosts_together_give_the_rows_of_one_and_each_its_own(axes, monkeypatch):
+    devices = make_mesh(ConfigDict(dict(zip(("data", "fsdp", "tensor"), axes))))
+    whole, rows = batch_sharding(devices), 16
+    given, together = np.arange(rows * 3).reshape(rows, 3), np.full((rows, 3), -1)
+    # Two hosts, whose devices need not lie side by side.
+    for numbers in ([0, 1, 6, 7], [2, 3, 4, 5]):
+        part = Part(whole, [jax.devices()[number] for number in numbers])
+        parts = part.addressable_devices_indices_map((rows,)).values()
+        held = placing.held_rows(part, rows)
+        assert held == sorted({row for (of,) in parts for row in range(rows)[of]})
+        assert len(held) * devices.shape["tensor"] >= rows // 2
+
+        def make(shape, sharding, read, parts=parts):
+            assert shape == (rows, 3)
+            for (of,) in parts:
+                together[of] = read((of, slice(None)))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "make_array_from_callback", make)
+            placing.place_rows([given[held]], part, held, rows)
+    np.testing.assert_array_equal(together, given)
+
+
 def test_arrays_go_to_devices_where_several_hosts_can_follow():
     allowed = {"models/placing.py", "core/training.py"}
     found = {
@@ -203,11 +241,35 @@ WHOLE = """
         "constitution": constitution}, batch_size=4)
     steps.pm = step("preference", {"model": model, "comparisons": ["feedback"]}, pairs=4,
         log_every=1)
+    steps.direct = step("dpo", {"model": "sl", "comparisons": ["feedback"]}, pairs=4, log_every=1)
     steps.rl = step("ppo", {"model": "sl", "preference_model": "pm", "prompts": [prompts]},
         iterations=2, prompts_per_iteration=4, max_new_tokens=5, record_every=1)
     steps.evaluation = step("evaluate", {"models": {"sl": "sl", "rl": "rl"}, "red_team": prompts,
         "benign": prompts}, max_new_tokens=5, batch_size=4)
     steps.report = step("report", {"steps": list(steps)})
+"""
+
+# A run that says how many rows of each batch it filled.
+COUNTING = """
+import json, os, sys
+from cai_jax import run
+from cai_jax.data import comparisons, packing
+
+def count(module, name, rows, batch):
+    fill = getattr(module, name)
+
+    def counted(*arguments):
+        with open(f"filled-{hosts}-{host}.jsonl", "a") as file:
+            file.write(json.dumps([name, len(arguments[rows]), arguments[batch]]) + "\\n")
+        return fill(*arguments)
+
+    setattr(module, name, counted)
+
+given = dict(word.split("=") for word in sys.argv[1:])
+hosts, host = given.get("--num_hosts", "1"), given.get("--host", "0")
+count(packing, "fill", 1, 2)
+count(comparisons, "fill_pairs", 0, 1)
+run.main()
 """
 
 
@@ -236,19 +298,19 @@ def compiled_as_usual(devices):
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 
-def run_alone(workdir):
+def run_alone(workdir, program=RUN):
     """The same run by one host of eight devices, in the present folder."""
-    command = [sys.executable, "-m", "cai_jax.run", "--config=config.py", f"--workdir={workdir}"]
+    command = [sys.executable, *program, "--config=config.py", f"--workdir={workdir}"]
     subprocess.run(command, env=compiled_as_usual(8), check=True)
 
 
-def start(folder, count, workdir, *flags):
+def start(folder, count, workdir, *flags, program=RUN):
     """Starts `cai_jax.run` as `count` hosts of one device each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = compiled_as_usual(1)
-    command = [sys.executable, "-m", "cai_jax.run", "--config=config.py", f"--workdir={workdir}"]
+    command = [sys.executable, *program, "--config=config.py", f"--workdir={workdir}"]
     # Heartbeats need time on a machine that is busy; a host that is killed is noticed without.
     command += [f"--coordinator=localhost:{port}", f"--num_hosts={count}"]
     command += ["--heartbeat_timeout=600", *flags]
@@ -366,9 +428,21 @@ def test_two_hosts_one_killed_in_training_go_on_to_the_texts_of_one(world):
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_whole_pipeline_on_several_hosts_makes_the_texts_of_one(world, count):
     write_config(world, WHOLE, count)
-    for status, _, said in finish(start(world, count, "several"), timeout=1800):
+    (world / "counting.py").write_text(COUNTING)
+    program = ("counting.py",)
+    for status, _, said in finish(start(world, count, "several", program=program), timeout=1800):
         assert status == 0, said
-    run_alone("one")
+    run_alone("one", program)
+    whole, *parts = [
+        [json.loads(line) for line in (world / f"filled-{of}.jsonl").read_text().splitlines()]
+        for of in ("1-0", *(f"{count}-{host}" for host in range(count)))
+    ]
+    # Batches are of four rows, and each host fills its own.
+    assert {(name, size) for name, _, size in whole} == {("fill", 4), ("fill_pairs", 4)}
+    for (name, filled, _), of_hosts in zip(whole, zip(*parts, strict=True), strict=True):
+        assert [of[0] for of in of_hosts] == [name] * count
+        assert [of[2] for of in of_hosts] == [4 // count] * count
+        assert sum(of[1] for of in of_hosts) == filled
     names = {"chains/chains", "pairs/pairs", "feedback/comparisons", "rl/rollouts", "rl/samples"}
     assert set(texts("one")) == names | {"evaluation/samples"}
     check_same("several", "one")

@@ -116,6 +116,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     length = max(map(comparisons.longer_length, (p for s in data for p in s.fitted.pairs)))
     model_config = computing.computed(model.config, config)
     rows = sharding.batch_sharding(device_mesh)
+    held = placing.held_rows(rows, config.pairs)
     logprobs = jax.jit(
         lambda params, batch: response_logprobs(params, model_config, batch),
         in_shardings=(sharding.tree_shardings(model.params, device_mesh), rows),
@@ -123,9 +124,10 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     )
 
     def place(pairs: Sequence[TokenPair], reference: np.ndarray) -> ResponseBatch:
-        return placing.place(
-            comparisons.fill_responses(pairs, reference, config.pairs, length), rows
-        )
+        mine = [row for row in held if row < len(pairs)]
+        of_mine = [pairs[row] for row in mine]
+        filled = comparisons.fill_responses(of_mine, reference[mine], len(held), length)
+        return placing.place_rows(filled, rows, held, config.pairs)
 
     def of_pairs(params: Any, pairs: Sequence[TokenPair]) -> np.ndarray:
         """Log-probabilities [n, 2] of the responses."""
