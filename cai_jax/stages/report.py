@@ -162,11 +162,13 @@ def page(
         "Evaluation": sections.parts(
             [(name, sections.EVALUATIONS[kinds[name]](of)) for name, of in measured.items()]
         ),
-        "Sweeps": [
-            sweeps.swept_table(step.name, step.json("contrast.json"))
-            for step in steps
-            if step.kind == "contrast"
-        ],
+        "Sweeps": sections.parts(
+            [
+                (step.name, sweeps.swept(step.json("contrast.json")))
+                for step in steps
+                if step.kind == "contrast"
+            ]
+        ),
         "Training": sections.parts([of for step in steps if (of := _training(step))]),
         "Feedback": [
             judgements_table({step.name: step.counts for step in steps if step.kind == "feedback"})
