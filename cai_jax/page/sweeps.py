@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cai_jax.page.drawing import svg_file
 from cai_jax.page.markup import Html, element, table
-from cai_jax.page.style import STYLE
 
 SHOWN = {
     "red_team/harmless": "harmless",
@@ -68,15 +68,7 @@ def drawing(found: Mapping[str, Any]) -> str:
     for name in measures:
         parts += _panel(SHOWN[name], {model: of[name] for model, of in models.items()}, top)
         top += PANEL + ROW * len(models)
-    style = element("style", Html(STYLE + "svg { background:var(--paper); }"))
-    return element(
-        "svg",
-        style,
-        *parts,
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {WIDTH} {max(top, 1)}",
-        width=2 * WIDTH,
-    )
+    return svg_file(parts, WIDTH, max(top, 1))
 
 
 def _panel(title: str, of: Mapping[str, Mapping[str, float]], top: int) -> Sequence[Html]:

@@ -22,8 +22,15 @@ def get_config() -> ConfigDict:
     sweeps.reinforced(config, "ppo")
     sweeps.reinforced(config, "grpo", advantage="group", samples_per_prompt=4)
     sweeps.reinforced(config, "rloo", advantage="leave_one_out")
-    labels = ["feedback", config.get_ref("helpfulness")]
-    config.steps.dpo = step("dpo", {"model": "sl_cai", "comparisons": labels}, weights=(3.0, 1.0))
+    # Chosen on validation prompts: bolder, or with people's comparisons of helpfulness mixed in, it
+    # breaks most answers of the desk-scale world. Real models take less still.
+    config.steps.dpo = step(
+        "dpo",
+        {"model": "sl_cai", "comparisons": ["feedback"]},
+        epochs=6,
+        learning_rate=1e-4,
+        beta=0.3,
+    )
     prompts = [config.get_ref("red_team"), config.get_ref("benign")]
     config.steps.best = step(
         "best_of_n",
