@@ -358,7 +358,7 @@ def our_ppo(folder: Path, prompts: Any, length: int, *, value_model: str) -> Ste
         visits = np.full(len(ids), number, np.uint32)
         batch = PromptBatch(ids, np.ones_like(ids), bits, visits)
         experience = rollout(state.params, policy.params, scored.params, batch)
-        state, metrics = update(state, experience, controls, jax.random.key(number))
+        state, _, metrics = update(state, experience, controls, jax.random.key(number))
         return float(jax.device_get(metrics)["kl"])
 
     return step
