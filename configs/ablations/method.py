@@ -9,7 +9,7 @@ world the numbers say nothing about real language models.
 
 from ml_collections import ConfigDict
 
-from cai_jax.laboratory import sweeps
+from cai_jax.laboratory import steps, sweeps
 from cai_jax.stages import step
 
 
@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
         num_samples=8,
         max_new_tokens=44,
         limit=384,
-        **sweeps.SAMPLING,
+        **steps.SAMPLING,
     )
     sweeps.sl_cai(config, "best_of_8", data=("best",), epochs=6)
     return sweeps.finish(config, ["ppo", "grpo", "rloo", "dpo", "best_of_8"], "preference")
