@@ -7,6 +7,9 @@ from cai_jax.page import figures
 from cai_jax.page.markup import Html, element, fold, join, table
 from cai_jax.page.plots import number
 
+FIELDS = frozenset(
+    ("statement", "about", "source", "card", "claims", "required", "checks", "figures", "variants")
+)
 VERDICTS = {"held": "good", "did not hold": "bad", "not tested": ""}
 
 

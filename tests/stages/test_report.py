@@ -223,6 +223,13 @@ def test_what_reproduce_writes_is_shown_whole(tmp_path):
     assert "No judge read" not in page
 
 
+def test_claims_of_an_older_version_are_refused_with_what_to_do(tmp_path):
+    workdir = make_workdir(tmp_path / "w")
+    (workdir / "claims.json").write_text(json.dumps({"statement": "", "claims": []}))
+    with pytest.raises(InputError, match=r"claims.json: .* an older file; .*=\S+ --read_only$"):
+        report.discover(workdir)
+
+
 def test_a_copied_workdir_gives_the_same_bytes(tmp_path, capsys):
     workdir = make_workdir(tmp_path / "here" / "a")
     write_claims(workdir)
