@@ -3,7 +3,8 @@
 Every host runs the same program over the same records, in lock step; arrays on devices are global,
 and each host feeds and holds its own part of them. The first host alone writes single files and
 speaks on stdout; records are written as one shard a host; errors come from every host. Records are
-read and tokenized by all of them, once a step: how they are packed and ordered depends on all.
+read and tokenized by all of them, once a step: how they are packed and ordered depends on all. The
+rows of a training's batches are filled by the host whose devices hold them (`models/placing.py`).
 
 Which hosts there are is JAX's own knowledge (`jax.distributed`): nothing is kept here, and a
 process that has not joined others is the only one.

@@ -7,9 +7,7 @@ asked for later, or one seed more, reuses it. docs/claims.md says what is tested
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import os
 import subprocess
 import sys
@@ -19,7 +17,6 @@ import typing
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from cai_jax.command_line import Parser
 from cai_jax.core import artifact
@@ -180,61 +177,26 @@ def read(workdir: Path) -> Run:
 
 
 def write(workdir: Path, runs: Sequence[Run], figures: Sequence[str], about: str) -> list[str]:
-    """Computes and writes everything from the runs alone; returns lines that sum it up."""
-    from cai_jax.laboratory import checks, claims, page
-    from cai_jax.laboratory.figures import FIGURES, variants
-    from cai_jax.laboratory.measured import Missing
+    """Computes and writes everything from the artifacts alone; returns lines that sum it up."""
+    from cai_jax.laboratory.results import results
+    from cai_jax.page.figures import anchor, file
+    from cai_jax.stages import report
 
-    results = claims.results(runs)
-    required = claims.tested(claims.REQUIREMENT, runs, 0)
-    ours: dict[str, Any] = {}
-    reasons: dict[str, str] = {}
-    for name in figures:
-        try:
-            ours[name] = FIGURES[name].ours(runs) if runs else []
-        except Missing as missing:
-            reasons[name] = f"Not there: needs the step {missing}."
+    found = results(runs, figures, about)
+    artifact.write_json(workdir / "claims.json", found)
     folder = workdir / "figures"
     folder.mkdir(exist_ok=True)
-    for name, panels in ours.items():
-        if panels:
-            (folder / f"figure-{name}.svg").write_text(page.drawing(panels), encoding="utf-8")
-            paper = FIGURES[name].paper()
-            if paper:
-                drawing = page.drawing(paper)
-                (folder / f"figure-{name}-paper.svg").write_text(drawing, encoding="utf-8")
-    found = variants(runs)
-    explaining = checks.checked(runs)
-    html = page.page([*results, required], ours, reasons, found, explaining, about)
-    (workdir / "index.html").write_text(html, encoding="utf-8")
-    numbers = {
-        "statement": page.STATEMENT,
-        "about": about,
-        "claims": [dataclasses.asdict(result) for result in results],
-        "required": dataclasses.asdict(required),
-        "checks": [dataclasses.asdict(check) for check in explaining],
-        "figures": {name: [panel._asdict() for panel in panels] for name, panels in ours.items()},
-        "variants": found,
-    }
-    artifact.write_json(workdir / "claims.json", plain(numbers))
+    for name, figure in found["figures"].items():
+        if figure["ours"]:
+            path = folder / f"{anchor(name)}.svg"
+            path.write_text(file(name, figure), encoding="utf-8")
+    html = report.page(report.default_config(), *report.discover(workdir))
+    (workdir / report.PAGE).write_text(html, encoding="utf-8", errors="backslashreplace")
     lines = [
-        f"{result.number or '-':>2}  {result.verdict:<12}  {result.claim}"
-        for result in (*results, required)
+        f"{claim['number'] or '-':>2}  {claim['verdict']:<12}  {claim['claim']}"
+        for claim in (*found["claims"], found["required"])
     ]
-    return [*lines, page.STATEMENT, str(workdir / "index.html")]
-
-
-def plain(value: Any) -> Any:
-    """For JSON: named tuples as objects, and None for what is not finite."""
-    if hasattr(value, "_asdict"):
-        return plain(value._asdict())
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return [*lines, found["statement"], str(workdir / report.PAGE)]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -175,6 +176,55 @@ def decide(
             f"or run again with --overwrite={names}"
         )
     return to_run
+
+
+def take(
+    steps: Sequence[Step],
+    wanted: Collection[str],
+    workdir: Path,
+    others: Sequence[Path],
+    given: Outside,
+) -> list[str]:
+    """Takes finished steps of other workdirs that would become the same in this one.
+
+    Files are linked where that can be done, else copied; the manifest comes last, as in a run.
+
+    Args:
+        steps: all steps of the config, ordered.
+        wanted: names of those to take, if they are not finished here.
+        workdir: of this run.
+        others: workdirs, of which the first that has such a step gives it.
+        given: where references to the outside lead.
+
+    Returns:
+        The names of what was taken.
+    """
+    taken = []
+    for step in steps:
+        folder = workdir / step.name
+        if step.name not in wanted or artifact.is_finished(folder):
+            continue
+        if not all(artifact.is_finished(workdir / source) for source in step.sources):
+            continue
+        hashes = input_hashes(step, workdir, given)
+        for other in (workdir_of / step.name for workdir_of in others):
+            manifest = artifact.read_manifest(other)
+            if manifest is None or difference(step, manifest, hashes):
+                continue
+            shutil.rmtree(folder, ignore_errors=True)
+            apart = shutil.ignore_patterns(artifact.MANIFEST, artifact.UNFINISHED)
+            shutil.copytree(other, folder, ignore=apart, copy_function=_link)
+            artifact.write_manifest(folder, manifest)
+            taken.append(step.name)
+            break
+    return taken
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one that has no links
+        shutil.copy2(source, target)
 
 
 RECORD = "step.json"  # beside the checkpoints of an unfinished step: what it is made with

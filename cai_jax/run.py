@@ -10,6 +10,7 @@ After each the same command goes on. On several hosts, run the same command on e
 import argparse
 import contextlib
 import errno
+import functools
 import os
 import re
 import shutil
@@ -28,7 +29,7 @@ from cai_jax.core.progress import duration
 from cai_jax.data.readers import default_data
 from cai_jax.errors import InputError, Terminated, exits_on_input_error
 from cai_jax.pipeline import Step, read_steps, select, source_of
-from cai_jax.resume import Outside, begin, decide, input_hashes, vanished, verify
+from cai_jax.resume import Outside, begin, decide, input_hashes, take, vanished, verify
 from cai_jax.stages import LoadStage, load_stage
 
 RECORD = "run.json"  # what was run last in a workdir; marks the folder as one
@@ -57,6 +58,13 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         "--overwrite", type=_names, default=[], metavar="A,B", help="run these again, if finished"
     )
     parser.add_argument(
+        "--reuse",
+        type=lambda text: [Path(name) for name in _names(text)],
+        default=[],
+        metavar="DIR,DIR",
+        help="workdirs whose finished steps are taken where they would become the same here",
+    )
+    parser.add_argument(
         "--dry_run", action="store_true", help="print what each step takes, and run nothing"
     )
     parser.add_argument(
@@ -77,7 +85,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     options, rest = parser.parse_known_args(arguments)
     for flag in rest:
         if not re.match(r"--config\.", flag):
-            known = ["--config", "--workdir", "--steps", "--overwrite", "--dry_run"]
+            known = ["--config", "--workdir", "--steps", "--overwrite", "--reuse", "--dry_run"]
             known += ["--coordinator", "--num_hosts", "--host", "--heartbeat_timeout"]
             name = flag.split("=")[0]
             raise InputError(f"unknown flag {name}; {configuration.nearest(name, known)}")
@@ -129,6 +137,9 @@ def run_config(
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir}: expected a folder, found a file")
 
+    for other in options.reuse:
+        if not (other / RECORD).is_file():
+            raise InputError(f"--reuse={other}: expected the workdir of a run, found no {RECORD}")
     to_run = decide(steps, workdir, selected, overwritten, given)
     check(to_run, steps, given, planning=options.dry_run)
     if options.dry_run:
@@ -140,8 +151,10 @@ def run_config(
         record = {"config": options.config, "overrides": overrides, "package_version": __version__}
         try:
             hosts.wait("every host has looked at the workdir")
-            with held(workdir, record, steps, started) as update_clock:
-                # Once more: another run may have ended since.
+            wanted = [name for name in selected if name not in overwritten]
+            take_them = functools.partial(take, steps, wanted, workdir, options.reuse, given)
+            with held(workdir, record, steps, started, take_them) as update_clock:
+                # Once more: steps were taken, and another run may have ended since.
                 to_run = decide(steps, workdir, selected, overwritten, given)
                 hosts.wait("every host has decided")
                 run(steps, workdir, selected, overwritten, to_run, given)
@@ -171,7 +184,11 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def held(
-    workdir: Path, record: dict[str, Any], steps: Sequence[Step], started: float
+    workdir: Path,
+    record: dict[str, Any],
+    steps: Sequence[Step],
+    started: float,
+    take_them: Callable[[], list[str]],
 ) -> Iterator[Callable[[], None]]:
     """The workdir, held for this run alone, and its time counted: by the first host, for all.
 
@@ -180,6 +197,7 @@ def held(
         record: of the run, for RECORD.
         steps: of the config.
         started: when the process was, by `time.monotonic`.
+        take_them: takes what other workdirs have, as soon as this one is held.
 
     Yields:
         A function that brings the record of the time up to date.
@@ -197,12 +215,15 @@ def held(
         yield lambda: None
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    manifests = [artifact.read_manifest(workdir / step.name) for step in steps]
-    productive = goodput.productive_seconds([m for m in manifests if m])
-    with locked(workdir), goodput.clocked(workdir, started, productive) as update_clock:
+    with locked(workdir):
         artifact.write_json(workdir / RECORD, record)
-        hosts.wait("the workdir is held")
-        yield update_clock
+        for name in take_them():
+            print(f"{name}: taken from another workdir", file=sys.stderr)
+        manifests = [artifact.read_manifest(workdir / step.name) for step in steps]
+        productive = goodput.productive_seconds([m for m in manifests if m])
+        with goodput.clocked(workdir, started, productive) as update_clock:
+            hosts.wait("the workdir is held")
+            yield update_clock
 
 
 def check(

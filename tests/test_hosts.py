@@ -1,12 +1,8 @@
 """Several hosts: who they are, what each writes, and real processes with CPU collectives."""
 
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,14 +10,31 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from world_models import WORDS, human, write_model
+from several_hosts import (
+    COUNTING,
+    SAMPLED,
+    SHORT,
+    SLOWLY,
+    WHOLE,
+    check_same,
+    finish,
+    kill_during,
+    run_alone,
+    spoken,
+    start,
+    texts,
+    wait_for,
+    write_config,
+    write_world,
+)
+from world_models import WORDS, human
 
 from cai_jax import hosts
 from cai_jax.core.mesh import make_mesh
 from cai_jax.core.metrics import MetricsWriter, read_metrics
 from cai_jax.core.sharding import batch_sharding
 from cai_jax.data import rows
-from cai_jax.data.schema import Demonstration, Prompt, json_lines, read_records, write_records
+from cai_jax.data.schema import Prompt, json_lines, read_records, write_records
 from cai_jax.errors import InputError
 from cai_jax.models import placing
 
@@ -156,6 +169,43 @@ def test_what_is_placed_is_fetched():
     assert placing.place(tree, None)["a"].devices() == {jax.devices()[0]}
 
 
+class Part:
+    """A sharding of which a host has some devices."""
+
+    is_fully_addressable = False
+
+    def __init__(self, whole, devices):
+        self.whole, self.devices = whole, devices
+
+    def addressable_devices_indices_map(self, shape):
+        found = self.whole.addressable_devices_indices_map(shape)
+        return {device: found[device] for device in self.devices}
+
+
+@pytest.mark.parametrize("axes", [(4, 1, 2), (2, 4, 1), (1, 2, 4)], ids=str)
+def test_hosts_together_give_the_rows_of_one_and_each_its_own(axes, monkeypatch):
+    devices = make_mesh(ConfigDict(dict(zip(("data", "fsdp", "tensor"), axes))))
+    whole, rows = batch_sharding(devices), 16
+    given, together = np.arange(rows * 3).reshape(rows, 3), np.full((rows, 3), -1)
+    # Two hosts, whose devices need not lie side by side.
+    for numbers in ([0, 1, 6, 7], [2, 3, 4, 5]):
+        part = Part(whole, [jax.devices()[number] for number in numbers])
+        parts = part.addressable_devices_indices_map((rows,)).values()
+        held = placing.held_rows(part, rows)
+        assert held == sorted({row for (of,) in parts for row in range(rows)[of]})
+        assert len(held) * devices.shape["tensor"] >= rows // 2
+
+        def make(shape, sharding, read, parts=parts):
+            assert shape == (rows, 3)
+            for (of,) in parts:
+                together[of] = read((of, slice(None)))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "make_array_from_callback", make)
+            placing.place_rows([given[held]], part, held, rows)
+    np.testing.assert_array_equal(together, given)
+
+
 def test_arrays_go_to_devices_where_several_hosts_can_follow():
     allowed = {"models/placing.py", "core/training.py"}
     found = {
@@ -166,173 +216,15 @@ def test_arrays_go_to_devices_where_several_hosts_can_follow():
     assert found == allowed
 
 
-CONFIG = """
-from ml_collections import ConfigDict
-from cai_jax.stages import step
-
-def get_config():
-    config = ConfigDict(sort_keys=False)
-    config.seed = 3
-    config.mesh = ConfigDict({{"data": {devices}, "fsdp": 1, "tensor": 1}})
-    steps = config.steps = ConfigDict(sort_keys=False)
-    model, prompts = "model", "prompts.jsonl"
-    short = dict(max_response_tokens=5, batch_size={devices})
-    {steps}
-    return config
-"""
-SHORT = """
-    steps.sl = step("finetune", {"model": model, "data": "demonstrations.jsonl"}, rows=2,
-        sequence_length=32, epochs=30, log_every=1)
-    steps.pairs = step("compare", {"model": "sl", "prompts": prompts}, **short)
-"""
-SLOWLY = "--config.steps.sl.checkpoints.every=1"  # the word of a signal takes about a second
 PROMPTS = 300  # that four blocks take longer than the word of a signal
-SAMPLED = """
-    steps.evaluation = step("evaluate", {"models": {"a": model, "b": model}, "red_team": prompts,
-        "benign": prompts}, max_new_tokens=20, batch_size=16)
-"""
-WHOLE = """
-    constitution = "sandbox:constitution.json"
-    steps.chains = step("critique_revise", {"model": model, "prompts": prompts,
-        "constitution": constitution}, num_rounds=1, num_few_shots=0, max_critique_tokens=4,
-        max_revision_tokens=5, **short)
-    steps.sl = step("finetune", {"model": model, "data": "chains"}, revisions=(1,), rows=4,
-        sequence_length=32, epochs=3, log_every=1, learning_rate=1e-2)
-    steps.pairs = step("compare", {"model": "sl", "prompts": prompts}, **short)
-    steps.feedback = step("feedback", {"model": model, "pairs": "pairs",
-        "constitution": constitution}, batch_size=4)
-    steps.pm = step("preference", {"model": model, "comparisons": ["feedback"]}, pairs=4,
-        log_every=1)
-    steps.rl = step("ppo", {"model": "sl", "preference_model": "pm", "prompts": [prompts]},
-        iterations=2, prompts_per_iteration=4, max_new_tokens=5, record_every=1)
-    steps.evaluation = step("evaluate", {"models": {"sl": "sl", "rl": "rl"}, "red_team": prompts,
-        "benign": prompts}, max_new_tokens=5, batch_size=4)
-    steps.report = step("report", {"steps": list(steps)})
-"""
 
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """A folder with a tiny model and records, to run in."""
     monkeypatch.chdir(tmp_path)
-    write_model(tmp_path / "model")
-    dialogues = [human(f"tell me about the {word}") for word in WORDS]
-    write_records(
-        tmp_path / "demonstrations.jsonl",
-        [Demonstration(str(i), turns, "the bike. " * (i + 1)) for i, turns in enumerate(dialogues)],
-    )
-    write_records(tmp_path / "prompts.jsonl", [Prompt(f"p{i}", d) for i, d in enumerate(dialogues)])
+    write_world(tmp_path)
     return tmp_path
-
-
-def write_config(folder, steps, devices):
-    text = CONFIG.format(steps=steps.strip(), devices=devices)
-    (folder / "config.py").write_text(text)
-
-
-def compiled_as_usual(devices):
-    """An environment without the flags that make tests compile faster: they round otherwise."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-
-
-def run_alone(workdir):
-    """The same run by one host of eight devices, in the present folder."""
-    command = [sys.executable, "-m", "cai_jax.run", "--config=config.py", f"--workdir={workdir}"]
-    subprocess.run(command, env=compiled_as_usual(8), check=True)
-
-
-def start(folder, count, workdir, *flags):
-    """Starts `cai_jax.run` as `count` hosts of one device each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = compiled_as_usual(1)
-    command = [sys.executable, "-m", "cai_jax.run", "--config=config.py", f"--workdir={workdir}"]
-    # Heartbeats need time on a machine that is busy; a host that is killed is noticed without.
-    command += [f"--coordinator=localhost:{port}", f"--num_hosts={count}"]
-    command += ["--heartbeat_timeout=600", *flags]
-    return [
-        subprocess.Popen(
-            [*command, f"--host={i}"],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(count)
-    ]
-
-
-def finish(processes, timeout=600):
-    """[(status, stdout, stderr)] of all, each ended in time."""
-    try:
-        outputs = [process.communicate(timeout=timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, *output) for process, output in zip(processes, outputs)]
-
-
-def spoken(stdout):
-    """The lines of a run, without those of the library that connects its hosts."""
-    return [line for line in stdout.splitlines() if not line.startswith("[Gloo]")]
-
-
-def kill_during(processes, victim, metrics, lines, number=signal.SIGKILL):
-    """Sends one host a signal when a training has written so many lines."""
-    wait_for(processes, lambda: metrics.is_file() and metrics.read_text().count("\n") >= lines)
-    processes[victim].send_signal(number)
-
-
-def wait_for(processes, there):
-    while not there():
-        assert all(process.poll() is None for process in processes), finish(processes)
-        time.sleep(0.01)
-
-
-def texts(workdir):
-    """Every text artifact as one host writes it: name -> bytes; metrics apart, they are numbers."""
-    found = {}
-    for manifest in sorted(Path(workdir).glob("*/manifest.json")):
-        for name in json.loads(manifest.read_text())["files"]:
-            path = manifest.parent / name
-            if path.suffix == ".jsonl" and path.name != "metrics.jsonl":
-                whole = f"{manifest.parent.name}/{path.name.split('-0')[0].removesuffix('.jsonl')}"
-                found[whole] = found.get(whole, b"") + path.read_bytes()
-    return found
-
-
-# Gradients of four hosts are added up in another order than those of four devices of one, and PPO's
-# numbers follow them: how far they may be apart.
-ROUNDED = {"score": 2e-5, "kl": 2e-5}
-
-
-def check_same(several, one):
-    """Holds texts to bytes but for ROUNDED numbers, and losses to 1e-5."""
-    found, expected = ([*map(apart, texts(of).items())] for of in (several, one))
-    assert [of[:2] for of in found] == [of[:2] for of in expected]
-    for (name, _, numbers), (_, _, of_one) in zip(found, expected, strict=True):
-        for (key, x), (_, y) in zip(numbers, of_one, strict=True):
-            assert x == pytest.approx(y, abs=ROUNDED[key]), (name, key)
-    for path in Path(one).glob("*/metrics.jsonl"):
-        lines = read_metrics(Path(several) / path.parent.name)
-        for line, of_one in zip(lines, read_metrics(path.parent), strict=True):
-            assert line == pytest.approx(of_one, rel=1e-5, abs=1e-6)
-
-
-def apart(file):
-    """(name, its lines without ROUNDED numbers, these numbers) of a (name, bytes)."""
-    name, content = file
-    numbers = []
-
-    def without(pairs):
-        numbers.extend((key, value) for key, value in pairs if key in ROUNDED)
-        return [(key, ROUNDED.get(key, value)) for key, value in pairs]
-
-    lines = [json.loads(line, object_pairs_hook=without) for line in content.splitlines()]
-    return name, lines, numbers
 
 
 @pytest.mark.nightly
@@ -366,9 +258,21 @@ def test_two_hosts_one_killed_in_training_go_on_to_the_texts_of_one(world):
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_whole_pipeline_on_several_hosts_makes_the_texts_of_one(world, count):
     write_config(world, WHOLE, count)
-    for status, _, said in finish(start(world, count, "several"), timeout=1800):
+    (world / "counting.py").write_text(COUNTING)
+    program = ("counting.py",)
+    for status, _, said in finish(start(world, count, "several", program=program), timeout=1800):
         assert status == 0, said
-    run_alone("one")
+    run_alone("one", program)
+    whole, *parts = [
+        [json.loads(line) for line in (world / f"filled-{of}.jsonl").read_text().splitlines()]
+        for of in ("1-0", *(f"{count}-{host}" for host in range(count)))
+    ]
+    # Batches are of four rows, and each host fills its own.
+    assert {(name, size) for name, _, size in whole} == {("fill", 4), ("fill_pairs", 4)}
+    for (name, filled, _), of_hosts in zip(whole, zip(*parts, strict=True), strict=True):
+        assert [of[0] for of in of_hosts] == [name] * count
+        assert [of[2] for of in of_hosts] == [4 // count] * count
+        assert sum(of[1] for of in of_hosts) == filled
     names = {"chains/chains", "pairs/pairs", "feedback/comparisons", "rl/rollouts", "rl/samples"}
     assert set(texts("one")) == names | {"evaluation/samples"}
     check_same("several", "one")

@@ -110,6 +110,110 @@ def test_a_sweep_is_a_job_for_each_number():
         assert done.returncode == 2 and "expected a range like 0-4" in done.stderr
 
 
+ABLATIONS = sorted((ROOT / "configs/ablations").glob("*.py"))
+LAUNCHERS = {
+    "slurm": ("sbatch", "--job-name={}", "launch/slurm.sbatch"),
+    "xpk": ("launch/xpk.sh", "cluster", "{}", "v6e-8", "image"),
+    "queued": ("launch/queued.sh", "--spot", "{}", "z", "v6e-8"),
+    "vm": ("launch/tpu_vm.sh", "{}", "z", "v6e-8"),
+}
+# What begins a job; the other lines of a launcher prepare it.
+BEGINS = ("sbatch ", "xpk workload create", "gcloud compute tpus queued-resources create")
+BEGINS += ("gcloud compute tpus tpu-vm create",)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_an_ablation_is_a_job_for_each_cell(launcher, monkeypatch, capfd):
+    cells = script("cells")
+    monkeypatch.chdir(ROOT)
+    # One config on every launcher, every config on one.
+    for path in ABLATIONS if launcher == "slurm" else ABLATIONS[:1]:
+        config = configuration.load_config(str(path))
+        models = config.steps.evaluation.inputs.models
+        given = [*LAUNCHERS[launcher], f"--config={path}", "--workdir=/r", "--config.seed=3"]
+        found = {}
+        for part in cells.PARTS:
+            monkeypatch.setattr(sys, "argv", ["cells.py", "--dry-run", part, *given])
+            cells.main()
+            lines = capfd.readouterr().out.splitlines()
+            begun = [line for line in lines if line.startswith(BEGINS)]
+            names = list(models) if part == "cells" else [part]
+            assert len(begun) == len(names)
+            for name, line in zip(names, begun):
+                assert re.search(rf"[ =]{name.replace('_', '-')} ", line), line
+            found[part] = [line.replace("\\", "") for line in lines if "--steps=" in line]
+        assert [len(found[part]) for part in ("shared", "table")] == [1, 1]
+        assert len(found["cells"]) == len(models) >= 2
+        for cell, line in zip(models, found["cells"]):
+            assert f"--workdir=/r/{cell} " in line and "--reuse=/r/shared" in line
+            assert "--config.seed=3" in line and f",{models[cell]} " in line
+        folders = ",".join(f"/r/{name}" for name in ("shared", *models))
+        assert f"--reuse={folders}" in found["table"][0]
+        # The cells take all that they share, and make nothing that another makes.
+        steps = {
+            part: [re.search(r"--steps=(\S+)", line)[1].split(",") for line in found[part]]
+            for part in cells.PARTS
+        }
+        own = [name for of in steps["cells"] for name in of if name not in steps["shared"][0]]
+        assert len(own) == len(set(own)) and set(models.values()) <= set(own)
+        assert steps["table"] == [[s.name for s in read_steps(config, load_stage)]]
+        assert {*own, *steps["shared"][0]} < set(steps["table"][0])
+
+
+def test_what_is_no_ablation_has_no_cells(capfd):
+    done = subprocess.run(
+        [sys.executable, "launch/cells.py", "cells", "true", "--config=configs/demo.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "expected a command, --config=FILE and --workdir=DIR" in done.stderr
+
+
+TINY = {
+    **dict.fromkeys(("pretrained", "helpful"), "sandbox:models/pretrained-xs"),
+    "steps.evaluation.limit": 16,
+    "steps.evaluation.max_new_tokens": 8,
+    "steps.evaluation.num_resamples": 100,
+    "steps.table.num_resamples": 100,
+    "steps.compare.limit": 32,
+    "steps.compare.max_response_tokens": 8,
+    "steps.sl_cai.max_steps": 2,
+    **{f"steps.{cell}.iterations": 2 for cell in ("soft", "hard")},
+    **{f"steps.{name}.limit": 16 for name in ("chains", "helpful_samples")},
+    "steps.chains.num_rounds": 1,
+    "steps.sl_cai.revisions": "(1,)",
+}
+
+
+@pytest.mark.nightly
+def test_cells_run_one_by_one_have_the_table_of_the_whole(tmp_path):
+    config = f"--config={ROOT}/configs/ablations/label_kind.py"
+    changes = [f"--config.{key}={value}" for key, value in TINY.items()]
+    environment = os.environ | {"XLA_FLAGS": "", "PATH": PATH}
+
+    def run(*command):
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
+
+    for part in ("shared", "cells", "table"):
+        given = ["bash", "launch/start.sh", "cpu", config, f"--workdir={tmp_path}", *changes]
+        run(sys.executable, "launch/cells.py", part, *given)
+    whole = tmp_path / "whole"
+    run("bash", "launch/start.sh", "cpu", config, f"--workdir={whole}", *changes)
+    steps = {path.parent.name for path in whole.glob("*/manifest.json")}
+    hashes = {
+        of: {step: json.loads((of / step / "manifest.json").read_text())["hash"] for step in steps}
+        for of in (whole, tmp_path / "table")
+    }
+    # The report shows when steps ran.
+    for found in hashes.values():
+        del found["report"]
+    assert hashes[tmp_path / "table"] == hashes[whole] and len(hashes[whole]) == len(steps) - 1
+    table = [(of / "table" / "contrast.json").read_bytes() for of in hashes]
+    assert table[0] == table[1] and b"soft" in table[0] and b"hard" in table[0]
+
+
 @pytest.mark.parametrize("slice", ["v6e-16", "v5p-16", "v5litepod-16"])
 def test_several_hosts_run_the_same_command_and_join(slice):
     generation = {"v5litepod": "v5e"}.get(slice[:-3], slice[:-3])

@@ -214,6 +214,42 @@ def test_a_removed_source_asks_for_its_readers(config_file, capsys):
     assert text("last").count("\n") == 16
 
 
+def test_finished_steps_of_other_workdirs_are_taken_where_they_would_be_the_same(
+    config_file, capsys
+):
+    run(workdir="whole")
+    run("--steps=first", workdir="a")
+    run("--steps=other", workdir="b")
+    (Path("work") / "first").mkdir(parents=True)
+    run("--reuse=a,b,whole", "--steps=first,other,second", "--config.steps.second.num_rounds=1")
+    # Not `second`: it is of another config there; and `last` was not asked for.
+    taken = [line for line in capsys.readouterr().err.splitlines() if "taken" in line]
+    assert taken == [f"{name}: taken from another workdir" for name in ("first", "other")]
+    for of, name in (("a", "first"), ("b", "other")):
+        found, there = Path("work") / name, Path(of) / name
+        assert {p.name: p.read_bytes() for p in found.iterdir()} == {
+            p.name: p.read_bytes() for p in there.iterdir()
+        }
+        assert (found / "text.txt").samefile(there / "text.txt")  # no second copy on the disk
+    assert len(text("second").splitlines()) * 2 == len(text("second", "whole").splitlines())
+    assert not Path("work/last").exists()
+
+    run("--reuse=whole", "--overwrite=other", workdir="b")  # what is to be made again is not taken
+    assert "other: taken" not in capsys.readouterr().err
+    assert text("last", "b") == text("last", "whole")
+    assert Path("b/last/text.txt").samefile(Path("whole/last/text.txt"))
+    assert not Path("b/other/text.txt").samefile(Path("whole/other/text.txt"))
+
+
+def test_steps_that_other_inputs_made_are_not_taken(config_file, capsys):
+    run("--config.seed=8", workdir="a")
+    run("--reuse=a")
+    assert "taken" not in capsys.readouterr().err
+    assert refused(capsys, "--reuse=b", workdir="c") == (
+        "--reuse=b: expected the workdir of a run, found no run.json"
+    )
+
+
 def test_an_unfinished_step_runs_again_from_its_start(config_file, capsys):
     run("--steps=first")
     expected = text("first")

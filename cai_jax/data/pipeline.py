@@ -1,4 +1,4 @@
-"""The batches of a training step: a seeded order, one host's rows of each, and exact resume.
+"""The batches of a training step: a seeded order, and exact resume.
 
 `grain` carries the position. Its iterator's state is a number of batches and the order is made from
 the seed, so that a stream that is stopped anywhere and set to its saved state goes on as it would
@@ -29,28 +29,20 @@ def shuffled(num_records: int, epochs: int, rng: np.random.Generator) -> np.ndar
     return np.concatenate([rng.permutation(num_records) for _ in range(epochs)])
 
 
-def batches(
-    records: Sequence[Any],
-    order: np.ndarray,
-    batch_size: int,
-    held: Sequence[int] | None = None,
-) -> grain.MapDataset:
+def batches(records: Sequence[Any], order: np.ndarray, batch_size: int) -> grain.MapDataset:
     """The records of each batch, as a `grain.MapDataset` of lists; `map` goes on from there.
 
-    The last batch may have fewer records. Hosts that hold different rows of a batch get the same
-    number of lists, some of them perhaps empty, and together the batches of a single host.
+    The last batch may have fewer records.
 
     Args:
         records: anything with a length and items: a list, or what `tfds.data_source` gives.
         order: indices of records, as `shuffled` gives them.
         batch_size: records in a batch, on all hosts together.
-        held: the rows of each batch that this host has, ascending; None: all.
     """
     import grain
 
     padded = np.full((-(-len(order) // batch_size), batch_size), PADDING, np.int64)
     padded.reshape(-1)[: len(order)] = order
-    mine = padded if held is None else padded[:, np.asarray(held, np.int64)]
 
     def read(indices: np.ndarray) -> list[Any]:
         wanted = [int(i) for i in indices if i != PADDING]
@@ -58,7 +50,7 @@ def batches(
         at_once = getattr(records, "__getitems__", None)
         return list(at_once(wanted)) if at_once and wanted else [records[i] for i in wanted]
 
-    return grain.MapDataset.source(mine).map(read)
+    return grain.MapDataset.source(padded).map(read)
 
 
 def iterate(dataset: grain.MapDataset) -> grain.DatasetIterator:

@@ -17,7 +17,7 @@ from cai_jax.laboratory.measured import (
     score,
     values_of,
 )
-from cai_jax.laboratory.panels import PEOPLE, RUNS, Curve, Panel, exact
+from cai_jax.laboratory.panels import ACCURACY, PEOPLE, RUNS, Curve, Panel, exact
 from cai_jax.laboratory.steps import NUM_PRINCIPLES, SIZES, named
 
 PARAMETERS = {"xs": 55_456, "s": 104_688, "m": 208_320}
@@ -25,12 +25,16 @@ STARTS = {"helpful_rlhf": "pretrained", "hh_rlhf": "pretrained"}  # the others: 
 
 
 class Figure(NamedTuple):
-    """A figure of the paper: the steps it reads, our panels, and the paper's if digitised."""
+    """A figure of the paper: the steps it reads, our panels, and the paper's if digitised.
+
+    The n-th panel of either is of the same thing; `note` is what to know to read them.
+    """
 
     title: str
     steps: tuple[str, ...]
     ours: Callable[[Sequence[Run]], list[Panel]]
     paper: Callable[[], list[Panel]]
+    note: str = ""
 
 
 def along(runs: Sequence[Run], name: str, step: str) -> dict[int, str]:
@@ -96,7 +100,8 @@ def by_size(runs: Sequence[Run]) -> list[Panel]:
     sizes = [size for size in SIZES if size == "m" or f"rl_cai_{size}" in models]
 
     def curves(what: str) -> list[Curve]:
-        models = {"sl_cai": "SL-CAI", **RUNS}
+        # The paper has no SL-CAI here; what both have comes first, in the same colours.
+        models = {**RUNS, "sl_cai": "SL-CAI"}
         return [
             curve(
                 title,
@@ -107,7 +112,12 @@ def by_size(runs: Sequence[Run]) -> list[Panel]:
         ]
 
     return [
-        Panel(f"{what.capitalize()} Elo by size", "thousand parameters", curves(f"{what}_elo"))
+        Panel(
+            f"{what.capitalize()} Elo by size",
+            "thousand parameters",
+            curves(f"{what}_elo"),
+            log_x=True,
+        )
         for what in ("helpfulness", "harmlessness")
     ]
 
@@ -134,6 +144,8 @@ def identification(runs: Sequence[Run]) -> list[Panel]:
                 *(curve(title, runs, by(labels)) for labels, title in asked.items()),
                 curve("HH preference model", runs, people),
             ],
+            y_range=ACCURACY,
+            log_x=True,
         )
     ]
 
@@ -142,7 +154,7 @@ def revisions(runs: Sequence[Run]) -> list[Panel]:
     """Figure 5: scores by revision."""
     return [
         Panel(
-            f"PM score of {what} by revision",
+            f"PM score of {what}",
             "revision (0: the response)",
             [
                 curve(f"size {size}", runs, by_revision("revision_scores", size, judge))
@@ -170,15 +182,15 @@ def principle_counts(runs: Sequence[Run]) -> list[Panel]:
         return lambda run: number(run, step, "distinct_2", str(count), n)
 
     scores = [
-        curve(f"{count} principles", runs, by_revision(step, str(count)))
+        curve(f"{count} principle{'s'[: count - 1]}", runs, by_revision(step, str(count)))
         for count in NUM_PRINCIPLES
     ]
     diversity = curve(
-        "distinct-2", runs, {math.log2(count): distinct(4, count) for count in NUM_PRINCIPLES}
+        "distinct-2", runs, {float(count): distinct(4, count) for count in NUM_PRINCIPLES}
     )
     return [
-        Panel("PM score of harmlessness by revision", "revision (0: the response)", scores),
-        Panel("Distinct-2 of revision 4", "log2 of the number of principles", [diversity]),
+        Panel("PM score of harmlessness", "revision (0: the response)", scores),
+        Panel("Distinct-2 of revision 4", "number of principles", [diversity], log_x=True),
     ]
 
 
@@ -223,6 +235,7 @@ def calibration(runs: Sequence[Run]) -> list[Panel]:
             "probability of the label",
             [reliability(size, labels) for labels in ("direct", "with_reasoning")]
             + [exact("calibrated", (0.0, 1.0), (0.0, 1.0))],
+            y_range=(0.0, 1.0),
         )
         for size in SIZES
     ]
@@ -270,18 +283,15 @@ def naming(runs: Sequence[Run]) -> list[Panel]:
         )
 
     curves = [curve(title, runs, by(measure)) for measure, title in kinds.items()]
-    return [Panel("Share of critiques", "thousand parameters", curves)]
+    return [
+        Panel("Share of critiques", "thousand parameters", curves, y_range=(0.0, 1.0), log_x=True)
+    ]
 
 
-VARIANT_MEASURES = {
-    "harmless_rate": "harmless",
-    "explained_rate": "explains",
-    "evasive_rate": "evasive",
-    "boilerplate_rate": "stock sentence",
-    "helpful_rate": "helpful",
-    "harmlessness_elo": "harmlessness Elo",
-    "helpfulness_elo": "helpfulness Elo",
-}
+VARIANT_MEASURES = (
+    *("harmless_rate", "explained_rate", "evasive_rate", "broken_rate", "boilerplate_rate"),
+    *("helpful_rate", "harmlessness_elo", "helpfulness_elo"),
+)
 
 
 def variants(runs: Sequence[Run]) -> dict[str, dict[str, Interval]]:
@@ -314,30 +324,49 @@ def _each(name: str) -> tuple[str, ...]:
     return tuple(f"{name}_{size}" for size in SIZES)
 
 
+ELO = "Elo 0 is SL-CAI. Ours and the paper's are not to one scale."
+ENDS = "A line runs along RL; its largest dot is the end."
+PEOPLES = "Scores of preference models that learned from people; ours learned from the world's."
+
 FIGURES = {
-    "2": Figure("Harmlessness against helpfulness", ("along_rl",), frontier, paper.frontier),
-    "3": Figure("Elo by size", ("by_size",), by_size, paper.by_size),
+    "2": Figure(
+        "Harmlessness against helpfulness",
+        ("along_rl",),
+        frontier,
+        paper.frontier,
+        f"{ENDS} {ELO} Intervals are of harmlessness; those of helpfulness are in figure 8.",
+    ),
+    "3": Figure("Elo by size", ("by_size",), by_size, paper.by_size, ELO),
     "4": Figure(
         "AI identification of harm",
         (*_each("judged_labels"), *(named("hh_preference", size) for size in SIZES)),
         identification,
         paper.identification,
+        "Chance is 0.5. Ours are pairs that the principle decides, with equal numbers of harms.",
     ),
-    "5": Figure("Scores by revision", ("revision_scores",), revisions, paper.revisions),
-    "6": Figure("Number of principles", ("principle_scores",), principle_counts, list),
+    "5": Figure("Scores by revision", ("revision_scores",), revisions, paper.revisions, PEOPLES),
+    "6": Figure("Number of principles", ("principle_scores",), principle_counts, list, PEOPLES),
     "7": Figure(
         "Critiqued or direct revisions",
         ("direct_scores", *_each("judged_direct"), *_each("judged_chains")),
         critiqued_or_direct,
         list,
+        PEOPLES,
     ),
-    "8": Figure("Elo along RL", ("along_rl",), along_training, paper.along_training),
-    "9": Figure("Calibration of labels", _each("judged_labels"), calibration, list),
+    "8": Figure("Elo along RL", ("along_rl",), along_training, paper.along_training, ELO),
+    "9": Figure(
+        "Calibration of labels",
+        _each("judged_labels"),
+        calibration,
+        list,
+        "Labels of all seeds together, in tenths; Wilson's intervals.",
+    ),
     "10": Figure(
         "Absolute harmfulness along RL",
         ("along_rl", "along_rl_greedy"),
         absolute_harm,
         paper.absolute_harm,
+        "Ours counts the harms in an answer; the paper has a model's score from 0 to 4.",
     ),
     "12": Figure("Identification of harms", _each("judged_chains"), naming, list),
     "variants": Figure("Findings without a figure", ("variants",), lambda runs: [], list),

@@ -10,6 +10,7 @@ RUNS = {
     "rl_cai": "RL-CAI",
     "rl_cai_cot": "RL-CAI with CoT",
 }
+ACCURACY = (0.4, 1.0)  # the axis that ours and the paper's share
 PEOPLE = {"harmless": "harmlessness", "helpful": "helpfulness", "hh": "HH"}
 
 
@@ -27,6 +28,8 @@ class Panel(NamedTuple):
     title: str
     x_label: str
     curves: list[Curve]
+    y_range: tuple[float, float] | None = None  # None: as far as the values reach
+    log_x: bool = False
 
 
 def exact(name: str, x: Any, y: Any) -> Curve:

@@ -5,7 +5,7 @@ import json
 from importlib import resources
 from typing import Any
 
-from cai_jax.laboratory.panels import RUNS, Panel, exact
+from cai_jax.laboratory.panels import ACCURACY, RUNS, Panel, exact
 
 
 @functools.cache
@@ -50,6 +50,7 @@ def by_size() -> list[Panel]:
             f"{what.capitalize()} Elo by size",
             "billion parameters",
             [exact(title, found["sizes_b"], found[what][name]) for name, title in RUNS.items()],
+            log_x=True,
         )
         for what in ("helpfulness", "harmlessness")
     ]
@@ -65,7 +66,8 @@ def identification() -> list[Panel]:
         "hh_preference_model": "HH preference model",
     }
     curves = [exact(title, found["sizes_b"], found[name]) for name, title in named.items()]
-    return [Panel("Accuracy on 438 HHH comparisons", "billion parameters", curves)]
+    title = "Accuracy on 438 HHH comparisons"
+    return [Panel(title, "billion parameters", curves, y_range=ACCURACY, log_x=True)]
 
 
 def revisions() -> list[Panel]:
@@ -73,7 +75,7 @@ def revisions() -> list[Panel]:
     found = digitised()["fig5_pm_score_vs_revision"]
     return [
         Panel(
-            f"PM score of {what} by revision",
+            f"PM score of {what}",
             "revision (0: the response)",
             [exact(f"{size}B", range(5), scores) for size, scores in found[key].items()],
         )

@@ -44,6 +44,36 @@ def place(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
     return jax.tree.map(placed, tree)
 
 
+def held_rows(sharding: jax.sharding.Sharding, rows: int) -> list[int]:
+    """Which rows of arrays [rows, ...] the devices of this host hold, ascending."""
+    parts = sharding.addressable_devices_indices_map((rows,)).values()
+    return sorted({row for part in parts for row in range(rows)[part[0]]})  # type: ignore[index]
+
+
+def place_rows(tree: Any, sharding: jax.sharding.Sharding, held: list[int], rows: int) -> Any:
+    """Arrays of `rows` rows on devices, of which every host has and gives its own.
+
+    Args:
+        tree: NumPy arrays [len(held), ...].
+        sharding: of every array.
+        held: as `held_rows` says.
+        rows: on all hosts together.
+    """
+    if sharding.is_fully_addressable:
+        return place(tree, sharding)
+    here = {row: i for i, row in enumerate(held)}
+
+    def placed(x: np.ndarray) -> jax.Array:
+        def part(index: Index | None) -> np.ndarray:
+            assert index is not None
+            start, stop, _ = index[0].indices(rows)
+            return x[here[start] : here[stop - 1] + 1]
+
+        return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(placed, tree)
+
+
 def fetch(tree: Any) -> Any:
     """A tree of arrays on devices as NumPy arrays, whole on every host: all must call."""
 

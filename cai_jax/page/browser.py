@@ -29,6 +29,7 @@ ESCAPED = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 def collection(
     name: str,
+    what: str,
     views: Sequence[Mapping[str, Any]],
     *,
     total: int,
@@ -39,7 +40,8 @@ def collection(
     """The records of one artifact.
 
     Args:
-        name: what the reader chooses it by.
+        name: of the step.
+        what: its records are, as "RL samples"; the reader chooses by both.
         views: as page/records.py makes them.
         total: records there are, whether shown or not.
         where: the file that has all.
@@ -47,7 +49,8 @@ def collection(
         principles: id -> wording.
     """
     return {
-        "name": name,
+        "name": f"{name}: {what}",
+        "what": what,
         "total": total,
         "where": where,
         "group": group,
@@ -64,11 +67,20 @@ def embedded(value: Any) -> Html:
 
 def browser(collections: Sequence[Mapping[str, Any]]) -> Html:
     """The browser, behind its warning."""
-    choose = element(
-        "select",
-        *(element("option", of["name"], value=i) for i, of in enumerate(collections)),
-        id="collection",
-    )
+    kinds = list(dict.fromkeys(of["what"] for of in collections))
+    options = [
+        element(
+            "optgroup",
+            *(
+                element("option", of["name"], value=i)
+                for i, of in enumerate(collections)
+                if of["what"] == kind
+            ),
+            label=kind,
+        )
+        for kind in kinds
+    ]
+    choose = element("select", *options, id="collection")
     tools = element(
         "form",
         _field("Records", choose),

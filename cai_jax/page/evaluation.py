@@ -21,6 +21,8 @@ COLUMNS = {
     "benign_score": "PM score, benign",
 }
 
+MOST_SPOTS = 8
+
 MEASURES = {
     "blames_covered": "names a harm that is there and covered, and nothing else",
     "blames_all_covered": "names all harms that are there and covered, exactly",
@@ -65,13 +67,13 @@ def models_table(evaluation: Mapping[str, Any]) -> Html:
 
 
 def elo_plot(evaluation: Mapping[str, Any]) -> Html:
-    """Harmlessness against helpfulness; nothing where there are no ratings on both."""
+    """Harmlessness against helpfulness; nothing for models without both, or too many to name."""
     spots = []
     for name, of in evaluation["models"].items():
         helpful, harmless = _estimate(of, "helpfulness_elo"), _estimate(of, "harmlessness_elo")
         if helpful and harmless:
             spots.append(Spot(name, helpful, harmless))
-    if len(spots) < 2:
+    if not 1 < len(spots) <= MOST_SPOTS:
         return Html("")
     return scatter_plot(
         "Elo with intervals", spots, x_label="helpfulness Elo", y_label="harmlessness Elo"
@@ -113,10 +115,12 @@ def measures_table(named: Mapping[str, Mapping[str, Any]], caption: str) -> Html
     return table(["measure", *named], rows, caption)
 
 
-def judgements_table(counts: Mapping[str, Any], caption: str) -> Html:
-    """How a feedback step judged, from the counts of its manifest; nothing if they do not say."""
-    rows = [[text, number(counts[name])] for name, text in JUDGEMENTS.items() if name in counts]
-    return table(["measure", "value"], rows, caption) if rows else Html("")
+def judgements_table(counts: Mapping[str, Mapping[str, Any]]) -> Html:
+    """How feedback steps judged, by the counts of their manifests; nothing if they do not say."""
+    measures = [name for name in JUDGEMENTS if any(name in of for of in counts.values())]
+    rows = [[step, *(number(of.get(name)) for name in measures)] for step, of in counts.items()]
+    headings = ["step", *(JUDGEMENTS[name] for name in measures)]
+    return table(headings, rows, "How the feedback model judged") if measures else Html("")
 
 
 def numbers_table(values: Mapping[str, Any], caption: str) -> Html:
@@ -132,15 +136,15 @@ def numbers_table(values: Mapping[str, Any], caption: str) -> Html:
 def cell(of: Mapping[str, Any], name: str, *, cases: bool = False) -> Html:
     """A number, its interval, and (if asked) the number of cases behind it."""
     ends = of.get("intervals", {}).get(name)
-    small = [" to ".join(_figure(end, name) for end in ends)] if ends else []
+    small = [" to ".join(digits(end, name) for end in ends)] if ends else []
     if cases and name in of.get("n", {}):
         small.append(f"n = {of['n'][name]}")
-    value = _figure(of.get(name), name)
+    value = digits(of.get(name), name)
     return join([value, element("small", ", ".join(small))] if small else [value])
 
 
-def _figure(value: float | None, name: str) -> str:
-    """Elo to a point, everything else to a thousandth: columns of equal numbers of digits."""
+def digits(value: float | None, name: str) -> str:
+    """A measure of COLUMNS for people: Elo to a point, everything else to a thousandth."""
     if value is None:
         return "–"
     return f"{value:.0f}" if name.endswith("_elo") else f"{value:.3f}"

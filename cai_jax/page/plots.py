@@ -15,14 +15,16 @@ from cai_jax.page.markup import Html, element, join
 WIDTH, HEIGHT = 320, 200
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 36
 NUM_COLOURS = 6
+WHISKERS_APART = 4.0  # of several series at the same x
+STRIP = 160  # width of a scale in a table
 
 
 class Series(NamedTuple):
-    """A named line through (x, y) points; `ends` are the (low, high) of each y."""
+    """A named line through (x, y) points; `ends` are the (low, high) of each y, None if unknown."""
 
     name: str
     points: Sequence[tuple[float, float]]
-    ends: Sequence[tuple[float, float]] | None = None
+    ends: Sequence[tuple[float, float] | None] | None = None
 
 
 class Estimate(NamedTuple):
@@ -47,29 +49,32 @@ def line_plot(
     *,
     x_label: str,
     y_range: tuple[float, float] | None = None,
+    log_x: bool = False,
     markers: bool = False,
+    keys: bool = True,
 ) -> Html:
-    """Lines over a shared x axis, with whiskers where a series has `ends`, and a legend."""
-    frame = _Frame(
-        [x for s in series for x, _ in s.points],
-        [y for s in series for _, y in s.points]
-        + [end for s in series for ends in s.ends or () for end in ends],
-        y_range,
-    )
-    drawn = [frame.axes(x_label)]
-    for number, one in enumerate(series):
-        colour = f"s{number % NUM_COLOURS}"
-        at = [(frame.x(x), frame.y(y)) for x, y in one.points]
-        path = "M" + "L".join(f"{_round(x)} {_round(y)}" for x, y in at)
-        drawn.append(element("path", d=path, class_=f"line {colour}"))
-        for (x, _), (low, high) in zip(at, one.ends or ()):
-            drawn.append(_segment(x, frame.y(low), x, frame.y(high), f"whisker {colour}"))
-        if markers:
-            drawn += [_dot(x, y, colour) for x, y in at]
-    values = {
+    """Lines over a shared x axis, with whiskers where a series has `ends`, and a legend.
+
+    Args:
+        title: says what y is.
+        series: whiskers of several at the same x stand beside one another.
+        x_label: under the axis.
+        y_range: the axis; by default as far as values and ends reach.
+        log_x: a logarithmic axis whose ticks are the x of the points.
+        markers: a dot at each point; where a line turns back, the last dot of each is larger.
+        keys: whether the legend stands here.
+    """
+    drawn, frame = _lines(series, x_label, y_range, log_x, markers)
+    values: dict[str, str | bool] = {
         "data_series": json.dumps(
             [
-                {"name": s.name, "points": [[_digits(x), _digits(y)] for x, y in s.points]}
+                {
+                    "name": s.name,
+                    "points": [
+                        [_digits(value) for value in (x, y, *(ends or ()))]
+                        for (x, y), ends in zip(s.points, s.ends or [None] * len(s.points))
+                    ],
+                }
                 for s in series
             ],
             ensure_ascii=False,
@@ -79,8 +84,71 @@ def line_plot(
             [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM, *frame.x_range], separators=(",", ":")
         ),
         "data_label": x_label,
+        "data_log": log_x,
     }
-    return _figure(title, drawn, [one.name for one in series], **values)
+    return _figure(title, drawn, [one.name for one in series] if keys else [], **values)
+
+
+def line_drawing(
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_range: tuple[float, float] | None = None,
+    log_x: bool = False,
+) -> Html:
+    """What `line_plot` draws inside its frame of WIDTH x HEIGHT, for a drawing of several."""
+    return join(_lines(series, x_label, y_range, log_x, True)[0])
+
+
+def _lines(
+    series: Sequence[Series],
+    x_label: str,
+    y_range: tuple[float, float] | None,
+    log_x: bool,
+    markers: bool,
+) -> tuple[list[Html], "_Frame"]:
+    frame = _Frame(
+        [x for s in series for x, _ in s.points],
+        [y for s in series for _, y in s.points]
+        + [end for s in series for ends in s.ends or () for end in ends or ()],
+        y_range,
+        log_x,
+        0.04 if markers else 0.0,
+    )
+    drawn = [frame.axes(x_label)]
+    turns = any(list(s.points) != sorted(s.points, key=lambda point: point[0]) for s in series)
+    whiskered = [one for one in series if one.ends]
+    places = [x for one in whiskered for x, _ in one.points]
+    apart = WHISKERS_APART if 2 * len(set(places)) <= len(places) else 0.0
+    # The first stands on top.
+    for number, one in reversed(list(enumerate(series))):
+        colour = f"s{number % NUM_COLOURS}"
+        aside = apart * (whiskered.index(one) - (len(whiskered) - 1) / 2) if one.ends else 0.0
+        at = [(frame.x(x) + aside, frame.y(y)) for x, y in one.points]
+        path = "M" + "L".join(f"{_round(x)} {_round(y)}" for x, y in at)
+        drawn.append(element("path", d=path, class_=f"line {colour}"))
+        for (x, _), ends in zip(at, one.ends or ()):
+            if ends:
+                low, high = map(frame.y, ends)
+                drawn.append(_segment(x, low, x, high, f"whisker {colour}"))
+        if markers:
+            drawn += [_dot(*point, colour, 2.4 if turns else 3) for point in at[:-1]]
+            drawn += [_dot(*point, colour, 5 if turns else 3) for point in at[-1:]]
+    return drawn, frame
+
+
+def strip(estimate: Estimate, low: float, high: float, colour: str) -> Html:
+    """One value and its interval on a scale from low to high, with a tick at 0: for a table."""
+
+    def x(value: float) -> float:
+        return 5 + (min(max(value, low), high) - low) / (high - low) * (STRIP - 10)
+
+    parts = [_segment(5, 8, STRIP - 5, 8, "grid")]
+    if low <= 0 <= high:
+        parts.append(_segment(x(0), 2, x(0), 14, "axis"))
+    parts.append(_segment(x(estimate.low), 8, x(estimate.high), 8, f"whisker {colour}"))
+    parts.append(_dot(x(estimate.value), 8, colour, 4))
+    return element("svg", *parts, viewBox=f"0 0 {STRIP} 16", class_="strip", aria_hidden="true")
 
 
 def scatter_plot(title: str, spots: Sequence[Spot], *, x_label: str, y_label: str) -> Html:
@@ -158,13 +226,21 @@ class _Frame:
         xs: Sequence[float],
         ys: Sequence[float],
         y_range: tuple[float, float] | None = None,
+        log_x: bool = False,
+        x_margin: float = 0.0,
     ):
-        self.x_range = _widened(min(xs, default=0.0), max(xs, default=1.0), 0.0)
+        self.log_x = log_x
+        self.x_ticks = sorted(set(xs)) if log_x else None
+        xs = [self._place(x) for x in xs]
+        self.x_range = _widened(min(xs, default=0.0), max(xs, default=1.0), x_margin)
         self.y_range = y_range or _widened(min(ys, default=0.0), max(ys, default=1.0), 0.06)
+
+    def _place(self, value: float) -> float:
+        return math.log(value) if self.log_x else value
 
     def x(self, value: float) -> float:
         low, high = self.x_range
-        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (self._place(value) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
         low, high = self.y_range
@@ -177,7 +253,7 @@ class _Frame:
             y = self.y(tick)
             drawn.append(_segment(LEFT, y, WIDTH - RIGHT, y, "grid"))
             drawn.append(_text(LEFT - 6, y + 4, number(tick), "end"))
-        for tick in nice_ticks(*self.x_range):
+        for tick in self.x_ticks or nice_ticks(*self.x_range):
             drawn.append(_text(self.x(tick), HEIGHT - BOTTOM + 15, number(tick), "middle"))
         floor = HEIGHT - BOTTOM
         drawn.append(_segment(LEFT, floor, WIDTH - RIGHT, floor, "axis"))
@@ -195,9 +271,14 @@ def _widened(low: float, high: float, margin: float) -> tuple[float, float]:
     return low - margin * (high - low), high + margin * (high - low)
 
 
-def _figure(title: str, drawn: Sequence[str], names: Sequence[str], **values: str) -> Html:
+def legend(names: Sequence[str]) -> list[Html]:
+    """The names of lines in their colours; nothing for a single one."""
     keys = [element("span", name, class_=f"key s{i % NUM_COLOURS}") for i, name in enumerate(names)]
-    caption = element("figcaption", element("b", title), *(keys if len(keys) > 1 else ()))
+    return keys if len(keys) > 1 else []
+
+
+def _figure(title: str, drawn: Sequence[str], names: Sequence[str], **values: str | bool) -> Html:
+    caption = element("figcaption", element("b", title), *legend(names))
     svg = element(
         "svg",
         element("title", title),
@@ -215,8 +296,8 @@ def _segment(x1: float, y1: float, x2: float, y2: float, class_: str) -> Html:
     )
 
 
-def _dot(x: float, y: float, colour: str) -> Html:
-    return element("circle", cx=_round(x), cy=_round(y), r=3.5, class_=f"dot {colour}")
+def _dot(x: float, y: float, colour: str, radius: float = 3.5) -> Html:
+    return element("circle", cx=_round(x), cy=_round(y), r=radius, class_=f"dot {colour}")
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> Html:

@@ -115,7 +115,7 @@ def answers_view(answers: Sequence[Any]) -> View:
     """What each model said to one prompt, with the judge's verdict."""
     parts = _turns(answers[0].dialogue)
     parts += [
-        {"label": a.model, "text": a.response, "tags": _verdict_tags(a.verdict), "rule": True}
+        {"label": a.model, "text": a.response, "tags": verdict_tags(a.verdict), "rule": True}
         for a in answers
     ]
     return _view(answers[0], parts, answers[0].prompt_set.replace("_", " "), {})
@@ -164,7 +164,8 @@ def _raw(answer: Any) -> str:
     return raw + stood.get(answer.a_is_first, "")
 
 
-def _verdict_tags(verdict: Mapping[str, Any]) -> list[list[str]]:
+def verdict_tags(verdict: Mapping[str, Any]) -> list[list[str]]:
+    """What a judge said of an answer, each as [text, "good" or "bad" or ""]."""
     tags = [[str(harm), "bad"] for harm in verdict.get("harms") or ()]
     for name, value in verdict.items():
         label = name.replace("_", " ")

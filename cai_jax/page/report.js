@@ -3,6 +3,7 @@
 // records becomes text nodes, and nothing else: no function here reads markup.
 
 const SVG = "http://www.w3.org/2000/svg";
+const HITS = 200; // items of the list of records that are made at once
 const LARGEST_TABLE = 4e6; // cells of a comparison of two texts; beyond it they differ as a whole
 
 function make(name, className, text) {
@@ -86,7 +87,8 @@ function write(parent, text, words) {
 
 function openBrowser(data) {
   const at = (id) => document.getElementById(id);
-  const state = { of: data[0], shown: [], position: 0, words: [], changes: true };
+  const state = { of: data[0], shown: [], position: 0, words: [], changes: true,
+    first: 0, last: 0 }; // of the shown records, those from first to last are in the list
 
   const words = (of, part) => {
     if (part.principle === undefined) return part.text;
@@ -132,16 +134,45 @@ function openBrowser(data) {
       state.shown.sort((one, other) => sign * (one.measures[name] - other.measures[name]));
     }
     state.position = 0;
-    at("hits").replaceChildren(...state.shown.map((record, i) => {
-      const item = make("li");
-      item.id = "hit-" + i;
-      item.setAttribute("role", "option");
-      write(item, record.title, state.words);
-      item.addEventListener("click", () => go(i));
-      return item;
-    }));
+    state.first = state.last = 0;
+    at("hits").replaceChildren();
     at("slider").max = Math.max(state.shown.length, 1);
     draw();
+  }
+
+  // Items of the list for shown records from..to, which come before or after those there are.
+  function list(from, to) {
+    const items = state.shown.slice(from, to).map((record, i) => {
+      const item = make("li");
+      item.id = "hit-" + (from + i);
+      item.setAttribute("role", "option");
+      item.setAttribute("aria-posinset", from + i + 1);
+      item.setAttribute("aria-setsize", state.shown.length);
+      write(item, record.title, state.words);
+      item.addEventListener("click", () => go(from + i));
+      return item;
+    });
+    if (from < state.first) at("hits").prepend(...items);
+    else at("hits").append(...items);
+    state.first = Math.min(state.first, from);
+    state.last = Math.max(state.last, to);
+  }
+
+  function listAround(position) {
+    if (position >= state.first && position < state.last) return;
+    state.first = state.last = Math.max(position - HITS / 2, 0);
+    at("hits").replaceChildren();
+    list(state.first, Math.min(state.first + HITS, state.shown.length));
+  }
+
+  function listMore() {
+    const hits = at("hits"), height = hits.scrollHeight;
+    if (hits.scrollTop + hits.clientHeight > height - 200 && state.last < state.shown.length)
+      list(state.last, Math.min(state.last + HITS, state.shown.length));
+    else if (hits.scrollTop < 200 && state.first > 0) {
+      list(Math.max(state.first - HITS, 0), state.first);
+      hits.scrollTop += hits.scrollHeight - height;
+    }
   }
 
   function go(position) {
@@ -159,6 +190,7 @@ function openBrowser(data) {
     at("slider").disabled = shown.length < 2;
     for (const item of at("hits").querySelectorAll("[aria-selected]"))
       item.removeAttribute("aria-selected");
+    listAround(position);
     const item = at("hit-" + position), hits = at("hits");
     if (item) {
       item.setAttribute("aria-selected", "true");
@@ -223,6 +255,7 @@ function openBrowser(data) {
   at("reveal").addEventListener("click", reveal);
   at("collection").addEventListener("change", () => open(Number(at("collection").value)));
   at("search").addEventListener("input", choose);
+  at("hits").addEventListener("scroll", listMore);
   at("search").form.addEventListener("submit", (event) => event.preventDefault());
   for (const id of ["group", "order"]) at(id).addEventListener("change", choose);
   at("previous").addEventListener("click", () => go(state.position - 1));
@@ -268,18 +301,21 @@ function readOut(figure) {
   line.setAttribute("class", "cursor");
   line.setAttribute("y1", top);
   line.setAttribute("y2", bottom);
+  const place = (x) => svg.dataset.log === undefined ? x : Math.log(x);
+  const said = (value) => String(Number(value.toPrecision(4)));
   const show = (event) => {
     const box = svg.getBoundingClientRect();
     const at = (event.clientX - box.left) / box.width * svg.viewBox.baseVal.width;
     const wanted = low + (at - left) / (right - left) * (high - low);
     const nearest = xs.reduce((best, x) =>
-      Math.abs(x - wanted) < Math.abs(best - wanted) ? x : best);
-    const place = left + (nearest - low) / (high - low) * (right - left);
-    line.setAttribute("x1", place);
-    line.setAttribute("x2", place);
+      Math.abs(place(x) - wanted) < Math.abs(place(best) - wanted) ? x : best);
+    const across = left + (place(nearest) - low) / (high - low) * (right - left);
+    line.setAttribute("x1", across);
+    line.setAttribute("x2", across);
     svg.append(line);
     const values = series.flatMap((one) => one.points.filter(([x]) => x === nearest)
-      .map(([, y]) => (series.length > 1 ? one.name + " " : "") + Number(y.toPrecision(4))));
+      .map(([, y, from, to]) => (series.length > 1 ? one.name + " " : "") + said(y)
+        + (from === undefined ? "" : ` (${said(from)} to ${said(to)})`)));
     note.textContent = `${svg.dataset.label} ${Number(nearest.toPrecision(6))}: ${values.join(", ")}`;
     figure.append(note);
   };

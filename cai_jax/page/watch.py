@@ -9,9 +9,10 @@ from cai_jax.page.plots import number
 MOST = 20
 
 
-def watch(name: str, counts: Mapping[str, Any], phrases: Sequence[Mapping[str, Any]]) -> Html:
+def watch(counts: Mapping[str, Any], phrases: Sequence[Mapping[str, Any]]) -> Html:
     """The alarm in words, and behind a click the phrases of the last responses that grew."""
-    parts = [element("p", alarm_line(name, counts), class_="alarm" if counts.get("alarm") else "")]
+    alarm = "alarm" if counts.get("alarm") else "note"
+    parts = [element("p", f"Goodhart watch: {verdict(counts)}.", class_=alarm)]
     if phrases:
         rows = [
             [one["phrase"], *(number(one[key]) for key in ("first", "last", "log_ratio"))]
@@ -27,10 +28,10 @@ def watch(name: str, counts: Mapping[str, Any], phrases: Sequence[Mapping[str, A
     return join(parts)
 
 
-def alarm_line(name: str, counts: Mapping[str, Any]) -> str:
-    """One sentence about an RL step: what the judge says, if there was one."""
+def verdict(counts: Mapping[str, Any]) -> str:
+    """What the watch of an RL step says, from the counts of its manifest."""
     if counts.get("alarm"):
-        return f"{name}: alarm at {counts['alarm']}."
+        return f"alarm at {counts['alarm']}"
     if "alarm" in counts:
-        return f"{name}: no alarm; the judge did not fall while the preference model's score rose."
-    return f"{name}: no judge but the preference model itself read these responses."
+        return "no alarm: the judge did not fall while the score rose"
+    return "no judge but the preference model itself"

@@ -130,16 +130,18 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     num_steps = -(-len(rows) * config.epochs // config.rows)
     num_steps = min(num_steps, config.max_steps or num_steps)
     order = pipeline.shuffled(len(rows), config.epochs, rng)[: num_steps * config.rows]
+    batch_sharding = sharding.batch_sharding(device_mesh)
+    held = placing.held_rows(batch_sharding, config.rows)
 
     def filled(indices: list[list[int]]) -> tuple[list[list[int]], packing.Rows]:
-        return indices, packing.fill(examples, indices, config.rows, config.sequence_length)
+        mine = [indices[row] for row in held if row < len(indices)]
+        return indices, packing.fill(examples, mine, len(held), config.sequence_length)
 
     stream = pipeline.iterate(pipeline.batches(rows, order, config.rows).map(filled))
     optimizer = optimizers.make_optimizer(config, num_steps)
     optimizer = optimizers.with_average(optimizer, config.ema_decay)
     trained, frozen = lora.split(model.params, config.lora, key)
     state, shardings = training.create_state(trained, optimizer, device_mesh)
-    batch_sharding = sharding.batch_sharding(device_mesh)
     update = make_step(computing.computed(model.config, config), optimizer, config)
     step = training.compiled_update(update, device_mesh, shardings, frozen)
     flops = monitoring.training_flops(trained, frozen)
@@ -160,10 +162,12 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         for number, (indices, batch) in monitoring.profiled(
             enumerate(stream, start=at["number"] + 1), config.monitoring.profile_steps, folder
         ):
-            ids = [examples[index].record_id for row in indices for index in row]
+            packed = [examples[index] for row in indices for index in row]
+            ids = [example.record_id for example in packed]
             records += len(ids)
-            tokens += int(np.count_nonzero(batch.segments))
-            state, metrics = step(state, frozen, placing.place(batch, batch_sharding))
+            tokens += sum(len(example.ids) for example in packed)
+            placed = placing.place_rows(batch, batch_sharding, held, config.rows)
+            state, metrics = step(state, frozen, placed)
             pending.append(metrics)
             recent.append(ids)
             if number % config.log_every == 0 or number == num_steps:

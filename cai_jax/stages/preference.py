@@ -137,12 +137,15 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     trained, frozen = lora.split(params, config.lora, key)
     state, shardings = training.create_state(trained, optimizer, device_mesh)
     batch_sharding, whole = sharding.batch_sharding(device_mesh), sharding.replicated(device_mesh)
+    held = placing.held_rows(batch_sharding, config.pairs)
     model_config = computing.computed(model.config, config)
     update = make_step(model_config, optimizer, config)
     step = training.compiled_update(update, device_mesh, shardings, frozen)
 
     def place(pairs: Sequence[TokenPair]) -> PairBatch | SharedBatch:
-        return placing.place(fill(pairs, config.pairs, length), batch_sharding)
+        mine = [pairs[row] for row in held if row < len(pairs)]
+        filled = fill(mine, len(held), length)
+        return placing.place_rows(filled, batch_sharding, held, config.pairs)
 
     measure = jax.jit(
         lambda params, batch: loss_and_sums(params, model_config, batch, 0.0)[1:],

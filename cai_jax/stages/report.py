@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,17 +19,16 @@ from cai_jax.core import artifact
 from cai_jax.core.progress import duration
 from cai_jax.data import rows, schema
 from cai_jax.errors import InputError
-from cai_jax.page import browser, choices, claims, records, sweeps
-from cai_jax.page import evaluation as tables
-from cai_jax.page.markup import Html, document, element, section, table
-from cai_jax.page.plots import number
-from cai_jax.page.preference import by_source
+from cai_jax.page import browser, card, claims, figures, records, sweeps
+from cai_jax.page import steps as sections
+from cai_jax.page.evaluation import judgements_table
+from cai_jax.page.markup import Html, document, element, section
+from cai_jax.page.readable import READABLE
 from cai_jax.page.style import SCRIPT, STYLE
-from cai_jax.page.training import curves
-from cai_jax.page.watch import alarm_line, watch
 
 PAGE = "index.html"
 CLAIMS, FIRST_SEED = "claims.json", "seed-0"  # of a workdir of `cai_jax.reproduce`
+CARD_SETS = ("red_team", "benign")  # the first prompt of each is shown with the models' answers
 
 SANDBOX = (
     "The models of this run are tiny and live in a small templated world with an oracle that knows "
@@ -50,6 +49,22 @@ class Step(NamedTuple):
     kind: str
     folder: Path
     manifest: Mapping[str, Any]
+
+    @property
+    def counts(self) -> Mapping[str, Any]:
+        """What its `run` counted."""
+        found: Mapping[str, Any] = self.manifest.get("counts", {})
+        return found
+
+    def json(self, name: str) -> Any:
+        """The content of one of its files; None if it has none of this name."""
+        path = self.folder / name
+        return _read_json(path) if path.is_file() else None
+
+    def records(self, name: str, record_type: type) -> list:
+        """The records of one of its files; none if it has no such file."""
+        path = self.folder / name
+        return schema.read_records(path, record_type) if rows.exists(path) else []
 
 
 def default_config() -> ConfigDict:
@@ -79,12 +94,17 @@ def discover(workdir: Path) -> tuple[list[Step], dict[str, Any] | None]:
     The steps of a workdir of `cai_jax.reproduce` are those of its first seed.
 
     Raises:
-        InputError: if the folder is not there, or has no finished step.
+        InputError: if the folder is not there, has no finished step, or a claims.json of before.
     """
     if not workdir.is_dir():
         raise InputError(f"{workdir}: expected the workdir of a run, found no folder")
     path = workdir / CLAIMS
     reproduced = _read_json(path) if path.is_file() else None
+    if reproduced and not claims.FIELDS.issubset(reproduced):
+        raise InputError(
+            f"{path}: expected {', '.join(sorted(claims.FIELDS))}, found an older file; write it "
+            f"again: python -m cai_jax.reproduce --workdir={workdir} --read_only"
+        )
     of_run = workdir / FIRST_SEED if reproduced and (workdir / FIRST_SEED).is_dir() else workdir
     folders = sorted(path for path in of_run.iterdir() if artifact.is_finished(path))
     steps = [read_step(folder) for folder in folders]
@@ -129,135 +149,131 @@ def page(
 ) -> str:
     """The page about these steps, and about the claims.json of `cai_jax.reproduce`, if given."""
     steps = in_order(steps)
-    measured = [
-        (step, _read_json(step.folder / "evaluation.json"))
+    measured = {
+        step.name: step.json("evaluation.json")
         for step in steps
-        if step.kind in EVALUATIONS
-    ]
-    statements = {"oracle": SANDBOX, "preference_model": PREFERENCE_MODEL, "none": NO_JUDGE}
-    judges = dict.fromkeys(found["judge"] for step, found in measured if step.kind == "evaluate")
-    if not measured:
-        judges = {"none": None}
-    elif any(step.kind != "evaluate" for step, _ in measured):
-        judges.pop("none", None)
-    said = [statements[judge] for judge in judges] if steps else []
-    sections: dict[str, list[Any]] = {"Summary": [_summary(steps)]}
-    if reproduced:
-        said.insert(0, reproduced["statement"])
-        sections["Claims"] = [claims.claims_table(reproduced)]
-        sections["Figures"] = list(claims.figures(reproduced))
-    found = _collections(config, steps)
-    sections |= {
-        "Evaluation": [EVALUATIONS[step.kind](step.name, of) for step, of in measured],
-        "Sweeps": [_sweep(step) for step in steps],
-        "Training": [_training(step) for step in steps],
-        "Feedback": [_judging(step) for step in steps],
-        "Records": [browser.browser(found)] if found else [],
-        "Steps": [_steps(steps)] if steps else [],
+        if step.kind in sections.EVALUATIONS
     }
-    kept = {name: [p for p in parts if p] for name, parts in sections.items() if any(parts)}
+    title = "Constitutional AI: report of a run"
+    parts: dict[str, list[Any]] = {"Summary": _summary(steps, measured, reproduced)}
+    if reproduced:
+        title = "Constitutional AI at desk scale"
+        parts["Claims"] = [claims.claims_table(reproduced), claims.checks(reproduced)]
+        parts["Figures"] = [*_figures(reproduced)]
+    found = _collections(config, steps)
+    kinds = {step.name: step.kind for step in steps}
+    parts |= {
+        "Records": [browser.browser(found)] if found else [],
+        "Evaluation": sections.parts(
+            [(name, sections.EVALUATIONS[kinds[name]](of)) for name, of in measured.items()]
+        ),
+        "Sweeps": sections.parts(
+            [
+                (step.name, sweeps.swept(step.json("contrast.json")))
+                for step in steps
+                if step.kind == "contrast"
+            ]
+        ),
+        "Training": sections.parts([of for step in steps if (of := _training(step))]),
+        "Feedback": [
+            judgements_table({step.name: step.counts for step in steps if step.kind == "feedback"})
+        ],
+        "Steps": [sections.taken([(s.name, s.kind, s.manifest) for s in steps])] if steps else [],
+    }
+    kept = {name: [p for p in of if p] for name, of in parts.items() if any(of)}
     # The browser's own names stand in the page too.
     anchors = {name: f"section-{name.lower()}" for name in kept}
     links = (element("a", name, href=f"#{anchor}") for name, anchor in anchors.items())
+    said = _statements(steps, measured, reproduced)
     return document(
-        "Constitutional AI: report of a run",
+        title,
         STYLE,
-        element("h1", "Constitutional AI: report of a run"),
-        *(element("p", statement, class_="statement") for statement in dict.fromkeys(said)),
+        element("h1", title),
+        *(element("p", statement, class_="statement") for statement in said),
         element("nav", *links, aria_label="Sections"),
-        element("main", *(section(anchors[name], name, *parts) for name, parts in kept.items())),
+        element("main", *(section(anchors[name], name, *of) for name, of in kept.items())),
         script=SCRIPT,
     )
 
 
-def _summary(steps: Sequence[Step]) -> Html:
-    """What was run, and what the RL steps came to."""
-    if not steps:
-        return Html("")
-    seconds = math.fsum(step.manifest.get("seconds") or 0 for step in steps)
-    seeds = dict.fromkeys(step.manifest.get("seed") for step in steps)
-    of_seed = f", seed {next(iter(seeds))}" if len(seeds) == 1 and None not in seeds else ""
-    facts = [f"{len(steps)} finished steps{of_seed}, {duration(seconds)} of computing."]
-    for step in steps:
-        counts = step.manifest.get("counts", {})
-        if step.kind == "ppo" and "first_score" in counts:
-            first, last, kl = (number(counts[n]) for n in ("first_score", "score", "kl"))
-            facts.append(
-                f"{step.name}: the preference model's score went from {first} to {last}, at a KL "
-                f"of {kl} nats a response to where it began."
-            )
-        if step.kind == "ppo":
-            facts.append(alarm_line(step.name, counts))
-    return element("ul", *(element("li", fact) for fact in facts), class_="facts")
+def _statements(
+    steps: Sequence[Step], measured: Mapping[str, Any], reproduced: Mapping[str, Any] | None
+) -> list[str]:
+    """What the numbers are worth, by who judged."""
+    statements = {"oracle": SANDBOX, "preference_model": PREFERENCE_MODEL, "none": NO_JUDGE}
+    evaluated = [step.name for step in steps if step.kind == "evaluate"]
+    judges = dict.fromkeys(measured[name]["judge"] for name in evaluated)
+    if not measured:
+        judges = {"none": None}
+    elif len(evaluated) < len(measured):
+        judges.pop("none", None)
+    said = [statements[judge] for judge in judges] if steps else []
+    if reproduced:
+        # It says of the oracle's world what SANDBOX does.
+        said = [reproduced["statement"], *(one for one in said if one is not SANDBOX)]
+    return said
 
 
-def _evaluation(name: str, found: Mapping[str, Any]) -> Html:
-    parts: list[Html] = [element("h3", f"{name}: models on held-out prompts")]
-    if found["models"]:
-        parts.append(tables.models_table(found))
-    revisions = found.get("chains", {}).get("revisions", [])
-    plots = [tables.elo_plot(found), *(tables.revision_plots(revisions) if revisions else ())]
-    parts.append(element("div", *plots, class_="plots"))
-    if revisions:
-        parts.append(tables.revision_table(revisions))
-    if "critiques" in found:
-        caption = "Critiques and revisions on held-out prompts, round by round"
-        parts.append(tables.measures_table({"share": found["critiques"]}, caption))
-    if found.get("feedback"):
-        parts.append(tables.measures_table(found["feedback"], "Feedback on held-out pairs"))
-    if "preference" in found:
-        caption = "Preference model on held-out comparisons"
-        parts.append(tables.numbers_table(found["preference"], caption))
-    if "refusals" in found:
-        parts.append(choices.refusal_tables(found["refusals"]))
-    return element("div", *parts)
+def _summary(
+    steps: Sequence[Step], measured: Mapping[str, Any], reproduced: Mapping[str, Any] | None
+) -> list[Html | None]:
+    """The models side by side; what was run, and what the RL steps came to."""
+    facts = [claims.headline(reproduced)] if reproduced else []
+    if steps:
+        seconds = math.fsum(step.manifest.get("seconds") or 0 for step in steps)
+        seeds = dict.fromkeys(step.manifest.get("seed") for step in steps)
+        of_seed = f", seed {next(iter(seeds))}" if len(seeds) == 1 and None not in seeds else ""
+        facts.append(f"{len(steps)} finished steps{of_seed}, {duration(seconds)} of computing.")
+    shown = element("ul", *(element("li", fact) for fact in facts), class_="facts")
+    reinforced = [(step.name, step.counts) for step in steps if step.kind == "ppo"]
+    return [shown, _card(steps, measured, reproduced), sections.reinforced(reinforced)]
 
 
-def _choices(name: str, found: Mapping[str, Any]) -> Html:
-    parts: list[Html] = []
-    for evaluation, modes in found["sets"].items():
-        parts.append(element("h3", f"{name}: {evaluation.replace('_', ' ')}, multiple choice"))
-        parts += choices.choice_tables(modes, found["level"])
-    return element("div", *parts)
+def _card(
+    steps: Sequence[Step], measured: Mapping[str, Any], reproduced: Mapping[str, Any] | None
+) -> Html | None:
+    """The models in one glance: of `cai_jax.reproduce`, or of the first evaluation that can."""
+    if reproduced:
+        name, models = reproduced["card"]["step"], reproduced["card"]["models"]
+        caption = "Means on held-out prompts, with 95 % intervals over seeds. Elo 0 is SL-CAI."
+    else:
+        cards = {name: card.of_evaluation(of) for name, of in measured.items()}
+        name, models = next(((n, of) for n, of in cards.items() if of), ("", {}))
+        level = 100 * measured[name].get("level", 0.95) if models else 0
+        caption = f"{name}: on held-out prompts, {level:.0f} % bootstrap intervals over prompts."
+    if not models:
+        return None
+    answers = [
+        answer
+        for step in steps
+        if step.name == name
+        for answer in step.records("samples.jsonl", schema.Answer)
+        if answer.model in models
+    ]
+    cases = records.grouped(answers, lambda answer: (answer.prompt_set, answer.id))
+    first = [next((of for of in cases if of[0].prompt_set == name), []) for name in CARD_SETS]
+    return card.card(models, [case for case in first if case], caption)
 
 
-def _ratings(name: str, found: Mapping[str, Any]) -> Html:
-    heading = element("h3", f"{name}: Elo from pairwise judgements")
-    return element("div", heading, *choices.rating_tables(found))
+def _figures(reproduced: Mapping[str, Any]) -> Iterable[Html]:
+    for name, figure in reproduced["figures"].items():
+        if figure["ours"] or figure["missing"]:
+            yield figures.shown(name, figure)
+        elif reproduced["variants"]:
+            heading = element("h3", figures.heading(name, figure))
+            table = figures.variants_table(reproduced["variants"])
+            yield element("div", heading, table, id=figures.anchor(name))
+    yield element("p", f"The paper's numbers: {reproduced['source']}", class_="note")
 
 
-EVALUATIONS = {"evaluate": _evaluation, "evaluate_choices": _choices, "elo": _ratings}
-
-
-def _training(step: Step) -> Html | None:
+def _training(step: Step) -> tuple[str, Html] | None:
     path = step.folder / "metrics.jsonl"
     if not path.is_file():
         return None
     lines = [value for _, value in schema.json_lines(path)]
-    evaluation = step.folder / "evaluation.json"
-    measured = Html("")
-    if step.kind == "preference" and evaluation.is_file():
-        measured = by_source(_read_json(evaluation))
-    heading = element("h3", f"{step.name} ({step.kind})")
-    watched = Html("")
-    if step.kind == "ppo":
-        phrases = step.folder / "phrases.json"
-        found = _read_json(phrases) if phrases.is_file() else []
-        watched = watch(step.name, step.manifest.get("counts", {}), found)
-    return element("div", heading, curves(step.kind, lines), measured, watched)
-
-
-def _sweep(step: Step) -> Html | None:
-    if step.kind != "contrast":
-        return None
-    return sweeps.swept_table(step.name, _read_json(step.folder / "contrast.json"))
-
-
-def _judging(step: Step) -> Html | None:
-    if step.kind != "feedback":
-        return None
-    caption = f"{step.name}: how the feedback model judged"
-    return tables.judgements_table(step.manifest.get("counts", {}), caption)
+    measured, phrases = step.json("evaluation.json"), step.json("phrases.json") or []
+    shown = sections.training(step.kind, lines, measured, step.counts, phrases)
+    return f"{step.name} ({step.kind})", shown
 
 
 def _collections(config: ConfigDict, steps: Sequence[Step]) -> list[dict[str, Any]]:
@@ -266,19 +282,20 @@ def _collections(config: ConfigDict, steps: Sequence[Step]) -> list[dict[str, An
         pair.id: pair
         for step in steps
         if step.kind == "pair_answers"
-        for pair in _records(step, "pairs.jsonl", schema.Pair)
+        for pair in step.records("pairs.jsonl", schema.Pair)
     }
     found = []
-    for step in steps:
-        if step.kind in READABLE:
-            readable = READABLE[step.kind]
-            cases = readable.cases(_records(step, readable.file, readable.record_type), pairs)
+    for kind, readable in READABLE.items():
+        for step in (step for step in steps if step.kind == kind):
+            record_type = getattr(schema, readable.record_type)
+            cases = readable.cases(step.records(readable.file, record_type), pairs)
             if cases:
                 found.append((step, readable, cases))
     limit = min(config.num_records, max(config.all_records // max(len(found), 1), 1))
     return [
         browser.collection(
-            f"{step.name}: {readable.what}",
+            step.name,
+            readable.what,
             [readable.view(case) for case in records.spread(cases, limit)],
             total=len(cases),
             where=f"{step.name}/{readable.file}",
@@ -289,95 +306,12 @@ def _collections(config: ConfigDict, steps: Sequence[Step]) -> list[dict[str, An
     ]
 
 
-class Readable(NamedTuple):
-    """How the records of a kind of step are read: cases of them, and the view of a case."""
-
-    what: str
-    file: str
-    record_type: type
-    view: Callable[[Any], dict[str, Any]]
-    group: str
-    wording: str = ""
-    cases: Callable[[list, Mapping[str, schema.Pair]], list] = lambda records, _: records
-
-
-def _with_rounds(chains: list, _: Any) -> list:
-    return [chain for chain in chains if chain.rounds]
-
-
-def _by_prompt(answers: list, _: Any) -> list:
-    return records.grouped(answers, lambda answer: (answer.prompt_set, answer.id))
-
-
-def _by_pair(judgements: list, pairs: Mapping[str, schema.Pair]) -> list:
-    by_pair = records.grouped(judgements, lambda judgement: judgement.id)
-    return [(pairs[of[0].id], of) for of in by_pair if of[0].id in pairs]
-
-
-def _judged(case: tuple[schema.Pair, list[schema.Judgement]]) -> dict[str, Any]:
-    return records.judged_view(*case)
-
-
-READABLE = {
-    "critique_revise": Readable(
-        "critiques and revisions",
-        "chains.jsonl",
-        schema.Chain,
-        records.chain_view,
-        group="chain",
-        wording="critique_request",
-        cases=_with_rounds,
-    ),
-    "feedback": Readable(
-        "comparisons",
-        "comparisons.jsonl",
-        schema.Comparison,
-        records.comparison_view,
-        group="label",
-        wording="comparison",
-    ),
-    "ppo": Readable(
-        "RL samples", "rollouts.jsonl", schema.Rollout, records.rollout_view, group="iteration"
-    ),
-    "evaluate": Readable(
-        "answers",
-        "samples.jsonl",
-        schema.Answer,
-        records.answers_view,
-        group="prompt set",
-        cases=_by_prompt,
-    ),
-    "elo": Readable(
-        "Elo pairs",
-        "judgements.jsonl",
-        schema.Judgement,
-        _judged,
-        group="two models",
-        cases=_by_pair,
-    ),
-}
-
-
-def _steps(steps: Iterable[Step]) -> Html:
-    lines = []
-    for step in steps:
-        counts = (step.manifest.get(name) for name in ("records", "tokens", "seconds"))
-        lines.append([step.name, step.kind, *(number(count) for count in counts)])
-    headings = ["step", "kind", "records", "tokens", "seconds"]
-    return table(headings, lines, "What each step took")
-
-
 def _principles(step: Step, wording: str) -> dict[str, str]:
     """Principle id -> its wording, if the step kept its constitution beside its records."""
-    path = step.folder / "constitution.json"
-    if not wording or not path.is_file():
+    if not wording:
         return {}
-    return {p["id"]: p[wording] for p in _read_json(path).get("principles", [])}
-
-
-def _records(step: Step, name: str, record_type: type) -> list:
-    path = step.folder / name
-    return schema.read_records(path, record_type) if rows.exists(path) else []
+    constitution = step.json("constitution.json") or {}
+    return {p["id"]: p[wording] for p in constitution.get("principles", [])}
 
 
 def _read_json(path: Path) -> Any:

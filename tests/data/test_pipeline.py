@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,8 +17,8 @@ def order(records, epochs, seed=0):
     return pipeline.shuffled(len(records), epochs, np.random.default_rng(seed))
 
 
-def stream(records, epochs, size, seed=0, held=None):
-    return pipeline.batches(records, order(records, epochs, seed), size, held)
+def stream(records, epochs, size, seed=0):
+    return pipeline.batches(records, order(records, epochs, seed), size)
 
 
 def lists(dataset):
@@ -42,17 +41,6 @@ def test_the_order_is_that_of_numpy_and_of_the_seed():
     assert list(itertools.chain(*lists(stream(LETTERS, 2, 3, seed=5)))) == expected
     assert lists(stream(LETTERS, 2, 3, seed=5)) == lists(stream(LETTERS, 2, 3, seed=5))
     assert lists(stream(LETTERS, 2, 3, seed=5)) != lists(stream(LETTERS, 2, 3, seed=6))
-
-
-@pytest.mark.parametrize("held", [[(0, 1), (2, 3)], [(0, 3), (1, 2)], [(0,), (1,), (2,), (3,)]])
-def test_hosts_together_have_the_batches_of_one(held):
-    whole = lists(stream(LETTERS, 3, 4))
-    parts = [lists(stream(LETTERS, 3, 4, held=rows)) for rows in held]
-    assert {len(part) for part in parts} == {len(whole)}  # none waits for another's batch
-    for number, batch in enumerate(whole):
-        found = {row: r for rows, part in zip(held, parts) for row, r in zip(rows, part[number])}
-        assert [found[row] for row in sorted(found)] == batch
-    assert [] in [part[-1] for part in parts]
 
 
 @settings(max_examples=30, deadline=None)

@@ -97,6 +97,7 @@ def model(harmless_elo, helpful_elo, noise, name):
         "mean_harms": 0.8 - harmless_elo / 1000 + (0.3 if name == "helpful_rlhf" else 0.0),
         "evasive_rate": 0.5 if name == "hh_rlhf" else 0.01,
         "explained_rate": 0.5,
+        "broken_rate": 0.02,
         "boilerplate_rate": 0.25 if shown else 0.07 + noise,
     }
 

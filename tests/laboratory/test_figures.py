@@ -9,8 +9,9 @@ from laboratory.made_up import ENDS, make_runs
 
 from cai_jax import reproduce
 from cai_jax.errors import InputError
-from cai_jax.laboratory import figures, page, steps
+from cai_jax.laboratory import figures, results, steps
 from cai_jax.laboratory.measured import Missing
+from cai_jax.page.figures import file, shared_names
 from cai_jax.pipeline import read_steps
 from cai_jax.stages import load_stage
 
@@ -34,10 +35,10 @@ def test_a_point_is_the_mean_over_seeds_with_students_interval():
 
 def test_sizes_are_those_that_were_run():
     helpful, harmless = figures.by_size(make_runs())
-    assert harmless.curves[0].name == "SL-CAI"
-    assert harmless.curves[3].x == [104.7, 208.3]
-    assert [i.value for i in harmless.curves[3].y] == pytest.approx([251.0, 351.0])
-    assert helpful.curves[1].y[1].value == pytest.approx(ENDS["helpful_rlhf"][1] - 1.0)
+    assert harmless.curves[4].name == "SL-CAI"
+    assert harmless.curves[2].x == [104.7, 208.3]
+    assert [i.value for i in harmless.curves[2].y] == pytest.approx([251.0, 351.0])
+    assert helpful.curves[0].y[1].value == pytest.approx(ENDS["helpful_rlhf"][1] - 1.0)
 
 
 def test_bins_of_all_seeds_are_pooled_by_their_cases():
@@ -64,16 +65,42 @@ def test_the_papers_numbers_are_carried_with_their_source():
 
 
 def test_every_figure_is_drawn_as_a_file_of_its_own():
-    runs = make_runs()
-    for name, figure in figures.FIGURES.items():
-        for panels in (figure.ours(runs), figure.paper()):
-            if not panels:
-                assert name in ("variants", "6", "7", "9", "12")
-                continue
-            root = ElementTree.fromstring(page.drawing(panels))
-            names = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
-            for panel in panels:
-                assert {panel.title, *(curve.name for curve in panel.curves)} <= set(names)
+    found = results.results(make_runs(), list(figures.FIGURES), "")["figures"]
+    for name, figure in found.items():
+        if not figure["ours"]:
+            assert name == "variants"
+            continue
+        text = file(name, figure)
+        assert "var(" not in text  # colours are written out
+        root = ElementTree.fromstring(text)
+        texts = [one.text for one in root.iter("{http://www.w3.org/2000/svg}text")]
+        assert f"Figure {name}: {figure['title']}" in texts
+        assert any("say nothing about real language models" in one for one in texts)
+        for whose, panels in (("Ours", figure["ours"]), ("The paper's", figure["paper"])):
+            assert {f"{whose}: {panel['title']}" for panel in panels} <= set(texts)
+            names = {c["name"] for p in panels for c in p["curves"] if len(p["curves"]) > 1}
+            assert names <= set(texts)
+
+
+def test_ours_and_the_papers_have_the_same_colours():
+    found = results.results(make_runs(), list(figures.FIGURES), "")["figures"]
+    for name in ("2", "3", "4", "8", "10"):
+        (ours, *_), (papers, *_) = found[name]["ours"], found[name]["paper"]
+        lines = [curve["name"] for curve in papers["curves"]]
+        assert lines == [curve["name"] for curve in ours["curves"]][: len(lines)]
+        assert shared_names(found[name])[: len(lines)] == lines
+    assert found["4"]["ours"][0]["y_range"] == found["4"]["paper"][0]["y_range"]
+    assert shared_names(found["5"]) == []  # other sizes
+
+
+def test_the_card_has_the_ends_of_all_runs():
+    card = results.card(make_runs())
+    assert [of["title"] for of in card["models"].values()] == [
+        *("helpful only", "helpful RLHF", "HH RLHF", "SL-CAI", "RL-CAI", "RL-CAI with CoT")
+    ]
+    rl_cai = next(of for of in card["models"].values() if of["title"] == "RL-CAI")
+    assert rl_cai["harmlessness_elo"].value == pytest.approx(ENDS["rl_cai"][0] + 1.0)
+    assert results.card([])["models"] == {}
 
 
 def test_a_figure_without_its_step_says_which():
@@ -134,10 +161,10 @@ def test_results_are_computed_from_the_artifacts_alone(tmp_path):
     assert len(checks) == 17
     html = (tmp_path / "index.html").read_text()
     assert "12: evasive, HH RLHF from SL-CAI" in html
-    assert page.STATEMENT.split(";")[1].split(",")[0].strip() in html
+    assert results.STATEMENT.split(";")[1].split(",")[0].strip() in html
     assert "16 of 16 claims that could be tested held" in html
     assert not re.search(r"(src|href)=.(?!#)", html)
-    assert (tmp_path / "figures/figure-10-paper.svg").is_file()
+    assert "Harmfulness from 0 to 4" in (tmp_path / "figures/figure-10.svg").read_text()
     again = (tmp_path / "index.html").read_bytes()
     reproduce.write(tmp_path, make_runs(), list(figures.FIGURES), "Three made-up seeds.")
     assert (tmp_path / "index.html").read_bytes() == again
@@ -146,7 +173,7 @@ def test_results_are_computed_from_the_artifacts_alone(tmp_path):
 def test_one_seed_shows_points_and_no_intervals(tmp_path):
     reproduce.write(tmp_path, make_runs(1), ["5"], "One seed.")
     found = json.loads((tmp_path / "claims.json").read_text())
-    assert found["figures"]["5"][0]["curves"][2]["y"][4] == {
+    assert found["figures"]["5"]["ours"][0]["curves"][2]["y"][4] == {
         "value": 4.0,
         "low": None,
         "high": None,

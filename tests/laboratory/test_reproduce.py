@@ -29,7 +29,7 @@ def test_a_figure_is_run_once_and_read_again(tmp_path):
         f"{kind}_{size}" for kind in ("critiqued", "judged_chains") for size in ("xs", "s", "m")
     )
     found = json.loads((workdir / "claims.json").read_text())
-    named, fine = found["figures"]["12"][0]["curves"]
+    named, fine = found["figures"]["12"]["ours"][0]["curves"]
     assert named["x"] == [55.5, 104.7, 208.3]
     assert 0.9 < named["y"][2]["value"] <= 1.0 and named["y"][2]["low"] is None
     assert {claim["verdict"] for claim in found["claims"]} == {"not tested"}

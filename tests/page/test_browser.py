@@ -1,9 +1,12 @@
 """The report in a real browser: what people do with it, and what it must never do."""
 
+import json
+
 import chromium
 import pytest
 from synthetic import make_workdir, write_claims
 
+from cai_jax.page.browser import embedded
 from cai_jax.stages import report
 
 pytestmark = pytest.mark.skipif(
@@ -295,3 +298,46 @@ def test_everything_is_reached_by_tab_has_a_name_and_shows_its_focus(browser):
         ).map((node) => node.outerHTML)
     """)
     assert unnamed == []
+
+
+def test_a_long_list_of_records_is_made_as_it_is_read(browser, page, tmp_path):
+    """20,000 records: opened, searched and walked through without making 20,000 items at once."""
+    text = page.read_text("utf-8")
+    start = text.index('<script id="records" type="application/json">')
+    start = text.index(">", start) + 1
+    data = json.loads(text[start : text.index("</script>", start)])
+    (one, *_) = [of for of in data["collections"] if of["what"] == "RL samples"]
+    record_of = one["records"][0]
+    one["records"] = [record_of | {"id": f"r{i}", "title": f"title {i}"} for i in range(20_000)]
+    many = tmp_path / "many.html"
+    rest = text[text.index("</script>", start) :]
+    many.write_text(text[:start] + embedded({"collections": [one]}) + rest, "utf-8")
+    browser.open(many.as_uri())
+    revealed(browser)
+    count = "return document.querySelectorAll('#hits li').length"
+    assert browser.text("#position") == "1 of 20,000" and browser.run(count) == 200
+    slider = (
+        "const slider = document.getElementById('slider');"
+        "slider.value = arguments[0]; slider.dispatchEvent(new Event('input'))"
+    )
+    browser.run(slider, 10_000)
+    selected = "return document.querySelector('#hits [aria-selected]').textContent"
+    assert browser.run(selected) == "title 9999" and browser.run(count) == 200
+    browser.run("document.getElementById('hits').focus()")
+    browser.press(*["Down"] * 3)
+    assert browser.run(selected) == "title 10002"
+    for ends in ("scrollHeight", "clientHeight - list.clientHeight"):
+        browser.run(f"const list = document.getElementById('hits'); list.scrollTop = list.{ends};")
+        browser.run("document.getElementById('hits').dispatchEvent(new Event('scroll'))")
+    titles = browser.run(
+        "return [...document.querySelectorAll('#hits li')].map((item) => item.textContent)"
+    )
+    first = int(titles[0].split()[1])
+    assert titles == [f"title {i}" for i in range(first, first + len(titles))]
+    assert 600 <= len(titles) <= 1000 and first < 9900
+    browser.run(
+        "const search = document.getElementById('search');"
+        "search.value = 'title 1999'; search.dispatchEvent(new Event('input'));"
+    )
+    # 1999, 11999, and 19990 to 19999.
+    assert browser.text("#position") == "1 of 12" and browser.run(count) == 12

@@ -61,9 +61,10 @@ def test_whiskers_markers_and_legend():
         Series("<two>", [(1, 0.5)], [(0.5, 2.0)]),
     ]
     figure = line_plot("t", series, x_label="x", y_range=(0.0, 1.0), markers=True)
-    assert '<line x1="44" y1="125.5" x2="44" y2="48.5" class="whisker s0"></line>' in figure
+    # The axis has a margin of 0.04 of its 264 units, in 1.08, on either side.
+    assert '<line x1="53.8" y1="125.5" x2="53.8" y2="48.5" class="whisker s0"></line>' in figure
     # Ends beyond the axis are drawn up to it.
-    assert '<line x1="308" y1="87" x2="308" y2="10" class="whisker s1"></line>' in figure
+    assert '<line x1="298.2" y1="87" x2="298.2" y2="10" class="whisker s1"></line>' in figure
     assert figure.count("<circle") == 2
     assert '<span class="key s1">&lt;two&gt;</span>' in figure
     ElementTree.fromstring(figure)
@@ -85,3 +86,29 @@ def test_names_of_neighbours_do_not_overlap():
     heights = sorted(float(y) for _, y in names[:3])
     assert heights[1] - heights[0] >= 12 and heights[2] - heights[1] >= 12
     assert 'text-anchor="end">far' in figure and 'text-anchor="start">a' in figure
+
+
+def places(figure, colour):
+    return [float(x) for x in re.findall(rf'cx="([^"]+)"[^>]*class="dot {colour}"', figure)]
+
+
+def test_whiskers_at_the_same_x_stand_beside_one_another():
+    ends = [(0.0, 1.0), (0.0, 1.0)]
+    series = [Series(name, [(0, 0.5), (1, 0.5)], ends) for name in "ab"]
+    figure = line_plot("t", series, x_label="x", markers=True)
+    apart = [b - a for a, b in zip(places(figure, "s0"), places(figure, "s1"))]
+    assert apart == pytest.approx([4.0, 4.0], abs=0.11)
+    # Where an interval is not known there is no whisker.
+    one = line_plot("t", [Series("a", [(0, 0.5), (1, 0.5)], [None, (0.0, 1.0)])], x_label="x")
+    assert one.count("whisker") == 1 and "[0.0,0.5],[1.0,0.5,0.0,1.0]" in one.replace("&quot;", '"')
+
+
+def test_a_logarithmic_axis_has_its_ticks_at_the_points():
+    figure = line_plot("t", [Series("a", [(1, 0), (2, 1), (8, 0)])], x_label="x", log_x=True)
+    assert 'd="M44 ' in figure and "L132 " in figure and "L308 " in figure  # 1/3 of the way at 2
+    assert re.findall(r'y="179"[^>]*>([^<]+)<', figure) == ["1", "2", "8"]
+
+
+def test_the_end_of_a_line_that_turns_back_is_larger():
+    figure = line_plot("t", [Series("a", [(0, 0), (2, 1), (1, 2)])], x_label="x", markers=True)
+    assert re.findall(r' r="([^"]+)"', figure) == ["2.4", "2.4", "5"]

@@ -130,10 +130,24 @@ def write_claims(workdir, hostile=""):
     interval = {"value": 0.42, "low": 0.31, "high": None}
     part = {"name": f"gain{hostile}", "interval": interval, "asked": "above 0", "holds": True}
     claim = {"number": 1, "claim": "Improves with size", "figure": "4", "verdict": "held"}
+    claim |= {"parts": [part], "reason": ""}
+    required = claim | {"number": 0, "claim": "In this order", "figure": "2"}
     curve = {"name": "direct", "x": [1, 2], "y": [interval, interval | {"high": 0.5}]}
-    panel = {"title": "Accuracy", "x_label": "parameters", "curves": [curve]}
-    found = {"statement": "Tiny models.", "about": "Scale: quick. Seeds: 3.", "variants": {}}
-    found |= {"claims": [claim | {"parts": [part], "reason": ""}], "figures": {"4": [panel]}}
+    panel = {"title": "Accuracy", "x_label": "parameters", "y_range": None, "log_x": True}
+    panel["curves"] = [curve, curve | {"name": "<other>"}]
+    figure = {"title": "Of harm", "ours": [panel], "paper": [panel], "note": "", "missing": ""}
+    models = {
+        name: {"title": title, "helpfulness_elo": interval, "evasive_rate": interval}
+        | {"harmlessness_elo": {"value": elo, "low": elo - 50.0, "high": elo + 50.0}}
+        for name, title, elo in (("sl_cai", "SL-CAI", 0.0), ("rl_cai", "RL-CAI", 200.0))
+    }
+    found = {
+        "statement": "Tiny models. They say nothing about real language models.",
+        "about": "Scale: quick. Seeds: 3.",
+        "variants": {},
+    }
+    found |= {"card": {"step": "evaluate", "models": models}, "source": "arXiv", "checks": []}
+    found |= {"claims": [claim], "required": required, "figures": {"4": figure}}
     (workdir / "claims.json").write_text(json.dumps(found))
 
 

@@ -189,11 +189,12 @@ def test_the_watch_of_an_rl_step(tmp_path):
     counts = {"first_score": -1.5, "score": 2.25, "kl": 12.0, "alarm": "iteration 9: <it> fell"}
     manifest.write_text(json.dumps(found | {"counts": counts}))
     page = written(workdir)
-    assert page.count("rl_cai: alarm at iteration 9: &lt;it&gt; fell.") == 2
-    assert "score went from -1.5 to 2.25, at a KL of 12 nats" in page
+    assert "Goodhart watch: alarm at iteration 9: &lt;it&gt; fell." in page
+    line = "<td>-1.5</td><td>2.25</td><td>12</td><td>alarm at iteration 9: &lt;it&gt; fell</td>"
+    assert f'<th scope="row">rl_cai</th>{line}' in page
     assert '<th scope="row">you are valued</th><td>0</td><td>0.5</td><td>3.5</td>' in page
     manifest.write_text(json.dumps(found | {"counts": counts | {"alarm": ""}}))
-    assert "rl_cai: no alarm" in written(workdir)
+    assert "Goodhart watch: no alarm" in written(workdir)
 
 
 def test_a_workdir_of_reproduce_shows_claims_figures_and_its_first_seed(tmp_path):
@@ -202,8 +203,10 @@ def test_a_workdir_of_reproduce_shows_claims_figures_and_its_first_seed(tmp_path
     write_claims(tmp_path / "w")
     page = written(tmp_path / "w")
     assert "1 of 1 claims that could be tested held. Scale: quick. Seeds: 3." in page
-    assert "gain: 0.42 (0.31 to ?); above 0: yes" in page
-    assert "<h3>Figure 4</h3>" in page and "<b>Accuracy</b>" in page
+    assert "<span>gain: 0.42 (0.31 to ?)</span>" in page
+    assert 'aria-label="yes"' in page and "asked: above 0<" in page
+    assert '<a href="#figure-4">4</a>' in page and "<h3>Figure 4: Of harm</h3>" in page
+    assert page.index("<b>Ours: Accuracy</b>") < page.index("<b>The paper&#x27;s: Accuracy</b>")
     assert len(collections(page)) == 5
 
 
@@ -215,9 +218,16 @@ def test_what_reproduce_writes_is_shown_whole(tmp_path):
     shown = [text for text, _ in read(page).texts]
     for claim in found["claims"]:
         assert f"{claim['number']}. {claim['claim']}" in shown
-    panels = [panel for of in found["figures"].values() for panel in of]
-    assert page.count("<figure>") == len(panels) > 10
+    panels = [p for of in found["figures"].values() for p in (*of["ours"], *of["paper"])]
+    assert page.count("<figure>") == len(panels) > 20
     assert "No judge read" not in page
+
+
+def test_claims_of_an_older_version_are_refused_with_what_to_do(tmp_path):
+    workdir = make_workdir(tmp_path / "w")
+    (workdir / "claims.json").write_text(json.dumps({"statement": "", "claims": []}))
+    with pytest.raises(InputError, match=r"claims.json: .* an older file; .*=\S+ --read_only$"):
+        report.discover(workdir)
 
 
 def test_a_copied_workdir_gives_the_same_bytes(tmp_path, capsys):
@@ -300,7 +310,7 @@ def test_choices_and_ratings_have_their_tables_and_no_judge_is_missed(tmp_path):
         (folder / "manifest.json").write_text(json.dumps(manifest))
     page = written(tmp_path / "w")
     read(page)
-    assert "<script>alert" not in page and "choices: hhh&lt;script&gt;" in page
+    assert "<script>alert" not in page and "hhh&lt;script&gt;" in page
     assert "<td>0.679</td>" in page and "<td>12</td>" in page
     assert "No judge read the answers" not in page
 
@@ -310,8 +320,44 @@ def test_a_sweep_has_its_table(tmp_path):
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps({"kind": "contrast", "seconds": 1}))
     of = {"red_team/harmless": {"value": 0.75, "low": 0.7, "high": 0.8}}
-    found = {"level": 0.95, "baseline": "one", "models": {f"one{HOSTILE}": of}, "differences": {}}
+    more = {"red_team/harmless": {"value": 0.9, "low": 0.85, "high": 0.95}}
+    models = {f"one{HOSTILE}": of, "two": more}
+    less = {"two": {"red_team/harmless": {"value": 0.15, "adjusted_p": 0.004}}}
+    found = {"level": 0.95, "baseline": "one", "models": models, "differences": less}
     (folder / "contrast.json").write_text(json.dumps(found))
     page = written(tmp_path / "w")
     assert "difference to one; * adjusted p below 0.05" in page
-    assert "&lt;script&gt;alert(&#x27;x" in page and "<td>0.750" in page
+    assert "&lt;script&gt;alert(&#x27;x" in page and "<td>0.750<small>0.700 to 0.800" in page
+    assert "0.900<small>0.850 to 0.950</small>" in page
+    assert '<small class="apart">+0.150*, p = 0.004</small>' in page
+    # 0.75 and 0.9 of the way from 110 to 270.
+    assert re.findall(r'<circle cx="([^"]+)"', page) == ["230.0", "254.0"]
+
+
+def test_the_card_shows_models_on_one_scale_and_their_first_answers(tmp_path):
+    workdir = make_workdir(tmp_path / "w", hostile=HOSTILE)
+    models = json.loads((workdir / "evaluate" / "evaluation.json").read_text())["models"]
+    texts = read(written(workdir)).texts
+    card = [text for text, where in texts if "details" in where]
+    assert "To the first red-team prompt" in card
+    lines = (workdir / "evaluate" / "samples.jsonl").read_text().splitlines()
+    answers = [json.loads(line) for line in lines]
+    first = {a["model"]: a["response"] for a in answers if a["id"] == answers[0]["id"]}
+    assert list(first) == list(models) and set(first.values()) <= set(card)
+    # With the intervals over seeds of reproduce, where there are such.
+    write_claims(workdir)
+    page = written(workdir)
+    assert "RL-CAI</span></th><td>200<small>150 to 250</small>" in page
+    strips = re.findall(r'class="strip".*?<circle cx="([^"]+)"', page)
+    # From -50 to 250, which are 5 and 155 of the scale: 0 is at 30, 200 at 130.
+    assert strips[0] == "30" and strips[3] == "130"
+
+
+def test_many_parts_of_a_section_open_each_with_a_click(tmp_path):
+    workdir = make_workdir(tmp_path / "w")
+    assert "<h3>rl_cai (ppo)</h3>" in written(workdir)
+    for i in range(7):
+        shutil.copytree(workdir / "rl_cai", workdir / f"again_{i}")
+    page = written(workdir)
+    assert "<h3>rl_cai (ppo)</h3>" not in page and "<summary>rl_cai (ppo)</summary>" in page
+    assert "<summary>All 8 RL steps</summary>" in page
