@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from cai_jax import hosts
 from cai_jax.errors import InputError
@@ -40,7 +41,8 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", type=int, metavar="I", help="which of them this is, from 0")
 
 
-class Part(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Part:
     """The part of a file's lines that is this process's: they need not know each other."""
 
     index: int = 0
