@@ -139,6 +139,7 @@ def ppo_programs(
     import jax
 
     from cai_jax.algorithms.ppo import Controls
+    from cai_jax.algorithms.ppo_options import evaluated_by_update
     from cai_jax.core import sharding, training
     from cai_jax.core.abstract import parameter_count, placed_as
 
@@ -174,8 +175,9 @@ def ppo_programs(
     values = of_scorer if config.advantage == "gae" and "value" in params else 0
     if config.value_model != "preference_model":
         values = 0
-    # Sampling, evaluating, the reference, and the preference model: forward all.
-    respond = 2.0 * rows * length * (3 * of_policy + of_scorer + values)
+    # Sampling, the reference, the preference model, and perhaps evaluating: forward all.
+    evaluated = 0 if evaluated_by_update(config) else of_policy + values
+    respond = 2.0 * rows * length * (2 * of_policy + of_scorer + evaluated)
     train = 6.0 * rows * length * config.epochs * (of_policy + values)
     updates, positions = config.epochs * config.minibatches, rows * length // config.minibatches
     required = _required(state.params, model, config, mesh, positions, 1) * updates

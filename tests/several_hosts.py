@@ -58,7 +58,8 @@ WHOLE = """
         "constitution": constitution}, batch_size=4)
     steps.pm = step("preference", {"model": model, "comparisons": ["feedback"]}, pairs=4,
         log_every=1)
-    steps.direct = step("dpo", {"model": "sl", "comparisons": ["feedback"]}, pairs=4, log_every=1)
+    steps.direct = step("dpo", {"model": "sl", "comparisons": ["feedback"]}, pairs=4,
+        log_every=1, learning_rate=3e-4)
     steps.rl = step("ppo", {"model": "sl", "preference_model": "pm", "prompts": [prompts]},
         iterations=2, prompts_per_iteration=4, max_new_tokens=5, record_every=1)
     steps.evaluation = step("evaluate", {"models": {"sl": "sl", "rl": "rl"}, "red_team": prompts,

@@ -123,8 +123,10 @@ def test_ppo_holds_what_it_does_not_change_and_counts_every_token(capsys, config
     expected = 4 * (3 * 2 * evaluated + attention + 3 * 4 * of_logits + 10 * of_logits)
     assert update["flops"] == pytest.approx(expected, rel=0.002)
     # 9 tokens into the cache, of which 4 have logits: one in each round of a loop that ends on
-    # data; those evaluated by policy and reference, 4 with logits; 11 by the preference model.
-    expected = 4 * (2 * ((9 + 11) * weights + 2 * evaluated) + 3 * 4 * of_logits)
+    # data; those evaluated by the reference, 4 with logits; one more by the preference model. The
+    # policy is evaluated by the update, whose one minibatch holds all responses.
+    scored = evaluated + 2 * D * N * H
+    expected = 4 * (2 * (9 * weights + scored + evaluated) + 2 * 4 * of_logits)
     assert expected < rollout["flops"] < 1.2 * expected
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from cai_jax.algorithms import advantages, losses
+from cai_jax.algorithms.ppo_options import evaluated_by_update
 
 ADVANTAGES = ("gae", "group", "leave_one_out")
 
@@ -29,12 +30,13 @@ class Experience(NamedTuple):
     tokens: jax.Array  # [B, P + R] int32: prompt and response
     mask: jax.Array  # [B, P + R] int32: 1 for a token
     response: jax.Array  # [B, R] bool: True for generated tokens, the end token included
-    logprobs: jax.Array  # [B, R] of the response (nats) under the policy that sampled it
-    ref_logprobs: jax.Array  # [B, R] under the reference, at the same temperature
-    values: jax.Array  # [B, R]: the return expected before each token
+    ref_logprobs: jax.Array  # [B, R] of the response (nats) under the reference
     last_values: jax.Array  # [B]: the return expected after the last token, were it not the last
     scores: jax.Array  # [B] of the preference model
     ended: jax.Array  # [B] bool: the response has its end token
+    # Of the policy that sampled; 0 until an update has found them, where `evaluated_by_update`.
+    logprobs: jax.Array  # [B, R] of the response, at the reference's temperature
+    values: jax.Array  # [B, R]: the return expected before each token
 
 
 class Controls(NamedTuple):
@@ -48,49 +50,53 @@ class Controls(NamedTuple):
 
 def make_update(
     config: Any, evaluate: Evaluate, apply_gradients: Callable[[Any, Any], Any]
-) -> Callable[[Any, Experience, Controls, jax.Array], tuple[Any, dict[str, jax.Array]]]:
-    """The pure program update(state, experience, controls, key) -> (state, metrics).
+) -> Callable[[Any, Experience, Controls, jax.Array], tuple[Any, Experience, dict[str, jax.Array]]]:
+    """The pure program update(state, experience, controls, key) -> (state, experience, metrics).
 
     It makes `epochs` passes over the responses, in `minibatches` updates each, always against the
-    log-probabilities and values of the sampling policy; `key` shuffles the responses into
-    minibatches. With `kl_stop` the updates end before the first one whose minibatch the policy
-    already treats that differently.
+    log-probabilities and values of the sampling policy, which the experience that it returns has;
+    `key` shuffles the responses into minibatches. With `kl_stop` the updates end before the first
+    one whose minibatch the policy already treats that differently.
 
     Args:
         config: the parameters of the ppo step.
         evaluate: what the parameters `state.params` think of a batch.
         apply_gradients: (state, gradients) -> state.
     """
-    has_values = config.advantage == "gae"
+    has_values, is_whole = config.advantage == "gae", evaluated_by_update(config)
 
-    def loss(params, batch):
+    def loss(params, batch, controls, is_first):
         experience, of_tokens, returns = batch
         logprobs, values = evaluate(params, experience.tokens, experience.mask)
+        if is_whole:
+            first = jax.lax.stop_gradient((logprobs, values))
+            known = (experience.logprobs, experience.values)
+            known = jax.tree.map(lambda new, old: jnp.where(is_first, new, old), first, known)
+            experience = experience._replace(logprobs=known[0], values=known[1])
+            of_tokens, returns = advantages_of(config, experience, controls)
         surrogate = (logprobs, experience.logprobs, of_tokens, experience.response)
-        policy_loss = losses.ppo_policy(*surrogate, clip=config.clip_ratio)
+        total = losses.ppo_policy(*surrogate, clip=config.clip_ratio)
         moved = advantages.kl_estimate(experience.logprobs, logprobs, kind="k3")
         metrics = {
-            "policy_loss": policy_loss,
+            "policy_loss": total,
             "clip_fraction": losses.ppo_clip_fraction(*surrogate, clip=config.clip_ratio),
             "policy_kl": losses.masked_mean(moved, experience.response),
         }
-        if not has_values:
-            return policy_loss, metrics
-        value_loss = losses.ppo_value(
-            values, experience.values, returns, experience.response, clip=config.value_clip
-        )
-        total = policy_loss + config.value_coefficient * value_loss
-        return total, metrics | {"value_loss": value_loss}
+        if has_values:
+            metrics["value_loss"] = losses.ppo_value(
+                values, experience.values, returns, experience.response, clip=config.value_clip
+            )
+            total += config.value_coefficient * metrics["value_loss"]
+        return total, (metrics, (experience, of_tokens, returns))
 
     def update(state, experience, controls, key):
-        of_tokens, returns = advantages_of(config, experience, controls)
-        batch = (experience, of_tokens, returns)
+        batch = (experience, *advantages_of(config, experience, controls))
 
         def step(carry, rows):
-            state, going = carry
-            minibatch = jax.tree.map(lambda array: array[rows], batch)
-            (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(
-                state.params, minibatch
+            state, batch, going, is_first = carry
+            minibatch = batch if is_whole else jax.tree.map(lambda array: array[rows], batch)
+            (_, (metrics, seen)), gradients = jax.value_and_grad(loss, has_aux=True)(
+                state.params, minibatch, controls, is_first
             )
             metrics["gradient_norm"] = optax.tree.norm(gradients)
             after = apply_gradients(state, gradients)
@@ -98,19 +104,20 @@ def make_update(
                 going &= metrics["policy_kl"] <= config.kl_stop
                 after = jax.tree.map(lambda new, old: jnp.where(going, new, old), after, state)
                 metrics["updates_made"] = going
-            return (after, going), metrics
+            return (after, seen if is_whole else batch, going, jnp.array(False)), metrics
 
         orders = jax.vmap(lambda key: jax.random.permutation(key, experience.scores.shape[0]))(
             jax.random.split(key, config.epochs)
         )
         orders = orders.reshape(config.epochs * config.minibatches, -1)
-        (state, _), metrics = jax.lax.scan(step, (state, jnp.array(True)), orders)
+        carry = (state, batch, jnp.array(True), jnp.array(True))
+        (state, (experience, _, returns), _, _), metrics = jax.lax.scan(step, carry, orders)
         metrics = sampled_metrics(experience) | jax.tree.map(jnp.mean, metrics)
         if has_values:
             metrics["explained_variance"] = explained_variance(
                 experience.values, returns, experience.response
             )
-        return state, metrics
+        return state, experience, metrics
 
     return update
 

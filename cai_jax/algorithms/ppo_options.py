@@ -96,3 +96,11 @@ def check(config: ConfigDict) -> None:
                 f"{name}: expected advantage gae with {needed}, found {config.advantage}, which "
                 "has no values"
             )
+
+
+def evaluated_by_update(config: ConfigDict) -> bool:
+    """Whether the sampling policy's log-probabilities and values come from the update's first pass.
+
+    With one minibatch that pass sees all responses before anything has changed.
+    """
+    return config.minibatches == 1

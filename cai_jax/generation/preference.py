@@ -77,6 +77,7 @@ def end_scores(
     mask: jax.Array,
     ends: jax.Array,
     eos_id: int,
+    length: int,
 ) -> jax.Array:
     """Scores [B] of texts [B, T] whose end token is put at `ends` [B]; pure, for a larger program.
 
@@ -87,16 +88,20 @@ def end_scores(
         config: its shape.
         tokens: ids, padded on the left.
         mask: [B, T] 1 for a token.
-        ends: columns, 1 to T.
+        ends: columns, T - length to T.
         eos_id: the end token.
+        length: R, the last columns, which have the ends.
     """
     columns, ends = jnp.arange(tokens.shape[1] + 1), ends[:, None]
     tokens, mask = (jnp.pad(x, ((0, 0), (0, 1))) for x in (tokens, mask))
     tokens = jnp.where(columns == ends, eos_id, tokens)
     mask = jnp.where(columns == ends, 1, jnp.where(columns < ends, mask, 0))
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    hidden, _ = transformer.forward(params, config, tokens, positions=positions, segments=mask)
-    last = jnp.take_along_axis(hidden, ends[..., None], axis=1)[:, 0]
+    hidden, _ = transformer.forward(
+        params, config, tokens, positions=positions, segments=mask, last=length + 1
+    )
+    before = tokens.shape[1] - hidden.shape[1]
+    last = jnp.take_along_axis(hidden, ends[..., None] - before, axis=1)[:, 0]
     return transformer.scores(params, last)
 
 

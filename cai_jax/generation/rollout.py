@@ -97,6 +97,7 @@ def make_rollout(
     max_new_tokens: int,
     temperature: float,
     eos_id: int,
+    evaluated: bool,
     bootstrap: bool,
 ) -> Callable[[Any, Params, Params, Any], dict[str, jax.Array]]:
     """The pure program respond(params, reference, preference, prompts) -> experience.
@@ -114,6 +115,7 @@ def make_rollout(
         max_new_tokens: R.
         temperature: of sampling.
         eos_id: ends a response, and is where a text is scored.
+        evaluated: whether the policy's log-probabilities and values are wanted; else they are 0.
         bootstrap: whether the values after the last tokens are wanted; else they are 0.
     """
 
@@ -137,9 +139,11 @@ def make_rollout(
         mask = jnp.concatenate([prompts.mask, sampled.mask.astype(jnp.int32)], axis=1)
         # Of both by the same program, not of the policy by the sampler: before the first update
         # their difference is 0, not rounding.
-        logprobs, values = evaluate(params, tokens, mask)
         ref_logprobs, _ = evaluate({**params, "policy": reference}, tokens, mask)
-        last_values = jnp.zeros_like(values[:, 0])
+        logprobs = values = jnp.zeros_like(ref_logprobs)
+        if evaluated:
+            logprobs, values = evaluate(params, tokens, mask)
+        last_values = jnp.zeros_like(ref_logprobs[:, 0])
         if bootstrap:
             # One place more, whose token is not read: a value stands before its token.
             longer = (jnp.pad(x, ((0, 0), (0, 1)), constant_values=1) for x in (tokens, mask))
@@ -154,7 +158,9 @@ def make_rollout(
             "ref_logprobs": ref_logprobs,
             "values": values,
             "last_values": last_values,
-            "scores": end_scores(preference, preference_config, tokens, mask, columns, eos_id),
+            "scores": end_scores(
+                preference, preference_config, tokens, mask, columns, eos_id, max_new_tokens
+            ),
             "ended": jnp.any(ends, axis=1),
         }
 
@@ -182,7 +188,9 @@ def make_judge(
     def scores(params: Params, experience: Any) -> jax.Array:
         tokens, response = experience.tokens, experience.response
         ends = tokens.shape[1] - response.shape[1] + response.sum(axis=1) - experience.ended
-        return end_scores(params, judge.config, tokens, experience.mask, ends, eos_id)
+        return end_scores(
+            params, judge.config, tokens, experience.mask, ends, eos_id, response.shape[1]
+        )
 
     return functools.partial(scores, judge.params)
 

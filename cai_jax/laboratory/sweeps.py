@@ -10,20 +10,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cai_jax.laboratory import steps
 from cai_jax.stages import step
 
-# All counts are multiples of this one, so that all steps of a kind compile the same programs.
-SAMPLING: dict[str, Any] = {"batch_size": 128}
-# The world's models read short contexts alone, as in configs/demo.py.
-CHAIN: dict[str, Any] = {
-    "num_few_shots": 0,
-    "max_response_tokens": 40,
-    "max_critique_tokens": 16,
-    "max_revision_tokens": 44,
-    "top_p": 0.95,
-    "limit": 384,
-    **SAMPLING,
-}
+CHAIN: dict[str, Any] = {**steps.CHAIN, "top_p": 0.95, "limit": 384}
 
 
 def base() -> ConfigDict:
@@ -87,7 +77,7 @@ def until_pairs(config: ConfigDict) -> None:
         max_response_tokens=44,
         max_tries=1,  # what is said twice is left out
         limit=512,
-        **SAMPLING,
+        **steps.SAMPLING,
     )
 
 
@@ -100,7 +90,7 @@ def feedback(config: ConfigDict, name: str = "feedback", **changes: Any) -> None
         "pairs": "compare",
         "constitution": config.get_ref("constitution"),
     }
-    config.steps[name] = step("feedback", inputs, **settings, **SAMPLING, **changes)
+    config.steps[name] = step("feedback", inputs, **settings, **steps.SAMPLING, **changes)
 
 
 def preference(
@@ -153,7 +143,7 @@ def finish(config: ConfigDict, cells: Sequence[str], judge: str = "") -> ConfigD
     if judge:
         inputs["preference_model"] = judge
     config.steps.evaluation = step(
-        "evaluate", inputs, judge="oracle", anchor=cells[0], max_new_tokens=44, **SAMPLING
+        "evaluate", inputs, judge="oracle", anchor=cells[0], max_new_tokens=44, **steps.SAMPLING
     )
     config.steps.table = step("contrast", {"answers": "evaluation"}, baseline=cells[0])
     config.steps.report = step("report", {"steps": [name for name in config.steps]})

@@ -7,6 +7,9 @@ from cai_jax.page import figures
 from cai_jax.page.markup import Html, element, fold, join, table
 from cai_jax.page.plots import number
 
+FIELDS = frozenset(
+    ("statement", "about", "source", "card", "claims", "required", "checks", "figures", "variants")
+)
 VERDICTS = {"held": "good", "did not hold": "bad", "not tested": ""}
 
 
@@ -29,7 +32,10 @@ def claims_table(found: Mapping[str, Any]) -> Html:
         verdict = element("span", claim["verdict"], class_=f"tag {VERDICTS[claim['verdict']]}")
         rows.append([name, verdict, _place(claim["figure"], found["figures"]), join(measured)])
     headings = ["claim", "verdict", "figure", "mean over seeds, 95 % interval, and what was asked"]
-    last = "The last row is a requirement of this project, not a claim of the paper."
+    last = (
+        "The last row is a requirement of this project, not a claim of the paper. docs/claims.md "
+        "has each test in full, and why claims did not hold as far as that was checked."
+    )
     return element("div", table(headings, rows, f"{headline(found)} {last}"), class_="claims")
 
 

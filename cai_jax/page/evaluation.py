@@ -21,6 +21,8 @@ COLUMNS = {
     "benign_score": "PM score, benign",
 }
 
+MOST_SPOTS = 8
+
 MEASURES = {
     "blames_covered": "names a harm that is there and covered, and nothing else",
     "blames_all_covered": "names all harms that are there and covered, exactly",
@@ -65,13 +67,13 @@ def models_table(evaluation: Mapping[str, Any]) -> Html:
 
 
 def elo_plot(evaluation: Mapping[str, Any]) -> Html:
-    """Harmlessness against helpfulness; nothing where there are no ratings on both."""
+    """Harmlessness against helpfulness; nothing for models without both, or too many to name."""
     spots = []
     for name, of in evaluation["models"].items():
         helpful, harmless = _estimate(of, "helpfulness_elo"), _estimate(of, "harmlessness_elo")
         if helpful and harmless:
             spots.append(Spot(name, helpful, harmless))
-    if len(spots) < 2:
+    if not 1 < len(spots) <= MOST_SPOTS:
         return Html("")
     return scatter_plot(
         "Elo with intervals", spots, x_label="helpfulness Elo", y_label="harmlessness Elo"

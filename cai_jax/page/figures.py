@@ -106,7 +106,7 @@ def file(name: str, figure: Mapping[str, Any]) -> str:
     top += GAP / 2
     for row in itertools.zip_longest(figure["ours"], figure["paper"]):
         panels = [(column, panel) for column, panel in enumerate(row) if panel]
-        drawn, below = [], [LINE]
+        drawn, below = [], [float(LINE)]
         for column, panel in panels:
             title = f"{(OURS, PAPER)[column]}: {panel['title']}"
             keys, end = _keys([] if names else [c["name"] for c in panel["curves"]], WIDTH, LINE)

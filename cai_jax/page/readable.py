@@ -65,7 +65,12 @@ READABLE = {
         cases=_by_prompt,
     ),
     "elo": Readable(
-        "Elo pairs", "judgements.jsonl", "Judgement", _judged, group="two models", cases=_by_pair
+        "Elo pairs",
+        "judgements.jsonl",
+        "Judgement",
+        _judged,
+        group="pair of models",
+        cases=_by_pair,
     ),
 }
 """In the order in which the page has them."""

@@ -161,7 +161,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
                 # puts the reference at 0, where the values begin.
                 offset = np.mean(placing.fetch(experience.scores))
             controls = Controls(offset, np.float32(scale), np.float32(kl_coef))
-            state, metrics = update(
+            state, experience, metrics = update(
                 state, experience, controls, jax.random.fold_in(update_key, iteration)
             )
             metrics = jax.device_get(metrics)
@@ -340,6 +340,7 @@ def compiled(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         eos_id=model.tokenizer.eos_id,
+        evaluated=not ppo_options.evaluated_by_update(config),
         bootstrap=config.truncation == "bootstrap",
     )
     rollout = jax.jit(
@@ -355,7 +356,7 @@ def compiled(
         ),
         donate_argnums=0,
         in_shardings=(shardings, rows, whole, whole),
-        out_shardings=(shardings, whole),
+        out_shardings=(shardings, rows, whole),
     )
     return rollout, update
 
@@ -388,10 +389,11 @@ def plan(config: ConfigDict, planned: dict[str, Any]) -> dict[str, Any]:
     policy, preference = (
         planned.get(role, {}).get("parameters", 0) for role in ("model", "preference_model")
     )
-    # 2 a parameter and token forward: sampling, evaluating, the reference; and 6 for each pass.
-    flops = tokens * ((3 * 2 + 6 * config.epochs) * policy + 2 * preference)
+    # 2 a parameter and token forward: sampling, the reference, evaluating; and 6 for each pass.
+    evaluating = 0 if ppo_options.evaluated_by_update(config) else 2
+    flops = tokens * ((2 * 2 + evaluating + 6 * config.epochs) * policy + 2 * preference)
     if config.advantage == "gae" and config.value_model == "preference_model":
-        flops += tokens * (2 + 6 * config.epochs) * preference
+        flops += tokens * (evaluating + 6 * config.epochs) * preference
     return {
         "records": responses,
         "tokens": responses * config.max_new_tokens,

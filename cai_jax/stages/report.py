@@ -94,12 +94,17 @@ def discover(workdir: Path) -> tuple[list[Step], dict[str, Any] | None]:
     The steps of a workdir of `cai_jax.reproduce` are those of its first seed.
 
     Raises:
-        InputError: if the folder is not there, or has no finished step.
+        InputError: if the folder is not there, has no finished step, or a claims.json of before.
     """
     if not workdir.is_dir():
         raise InputError(f"{workdir}: expected the workdir of a run, found no folder")
     path = workdir / CLAIMS
     reproduced = _read_json(path) if path.is_file() else None
+    if reproduced and not claims.FIELDS.issubset(reproduced):
+        raise InputError(
+            f"{path}: expected {', '.join(sorted(claims.FIELDS))}, found an older file; write it "
+            f"again: python -m cai_jax.reproduce --workdir={workdir} --read_only"
+        )
     of_run = workdir / FIRST_SEED if reproduced and (workdir / FIRST_SEED).is_dir() else workdir
     folders = sorted(path for path in of_run.iterdir() if artifact.is_finished(path))
     steps = [read_step(folder) for folder in folders]
@@ -162,11 +167,13 @@ def page(
         "Evaluation": sections.parts(
             [(name, sections.EVALUATIONS[kinds[name]](of)) for name, of in measured.items()]
         ),
-        "Sweeps": [
-            sweeps.swept_table(step.name, step.json("contrast.json"))
-            for step in steps
-            if step.kind == "contrast"
-        ],
+        "Sweeps": sections.parts(
+            [
+                (step.name, sweeps.swept(step.json("contrast.json")))
+                for step in steps
+                if step.kind == "contrast"
+            ]
+        ),
         "Training": sections.parts([of for step in steps if (of := _training(step))]),
         "Feedback": [
             judgements_table({step.name: step.counts for step in steps if step.kind == "feedback"})

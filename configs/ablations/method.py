@@ -9,7 +9,7 @@ world the numbers say nothing about real language models.
 
 from ml_collections import ConfigDict
 
-from cai_jax.laboratory import sweeps
+from cai_jax.laboratory import steps, sweeps
 from cai_jax.stages import step
 
 
@@ -22,8 +22,15 @@ def get_config() -> ConfigDict:
     sweeps.reinforced(config, "ppo")
     sweeps.reinforced(config, "grpo", advantage="group", samples_per_prompt=4)
     sweeps.reinforced(config, "rloo", advantage="leave_one_out")
-    labels = ["feedback", config.get_ref("helpfulness")]
-    config.steps.dpo = step("dpo", {"model": "sl_cai", "comparisons": labels}, weights=(3.0, 1.0))
+    # Chosen on validation prompts: bolder, or with people's comparisons of helpfulness mixed in, it
+    # breaks most answers of the desk-scale world. Real models take less still.
+    config.steps.dpo = step(
+        "dpo",
+        {"model": "sl_cai", "comparisons": ["feedback"]},
+        epochs=6,
+        learning_rate=1e-4,
+        beta=0.3,
+    )
     prompts = [config.get_ref("red_team"), config.get_ref("benign")]
     config.steps.best = step(
         "best_of_n",
@@ -31,7 +38,7 @@ def get_config() -> ConfigDict:
         num_samples=8,
         max_new_tokens=44,
         limit=384,
-        **sweeps.SAMPLING,
+        **steps.SAMPLING,
     )
     sweeps.sl_cai(config, "best_of_8", data=("best",), epochs=6)
     return sweeps.finish(config, ["ppo", "grpo", "rloo", "dpo", "best_of_8"], "preference")

@@ -114,7 +114,7 @@ def test_first_update_is_the_policy_gradient():
     value = 0.3 - 0.5 * 0.5 * (0.3 - returns[present]).mean()
 
     update = jax.jit(ppo.make_update(settings(), evaluate, descend))
-    state, metrics = update(state, experience, controls(), jax.random.key(0))
+    state, _, metrics = update(state, experience, controls(), jax.random.key(0))
     np.testing.assert_allclose(state.params["logits"], expected, atol=1e-6)
     assert float(state.params["value"]) == pytest.approx(value, abs=1e-6)
     assert float(metrics["clip_fraction"]) == 0 and int(state.steps) == 1
@@ -131,7 +131,7 @@ def test_every_epoch_sees_every_response_against_the_old_policy():
         for epochs in (1, 6)
     )
     assert (int(once[0].steps), int(often[0].steps)) == (2, 12)
-    assert float(often[1]["clip_fraction"]) > 0.02
+    assert float(often[2]["clip_fraction"]) > 0.02
     moved = evaluate(often[0].params, experience.tokens, experience.mask)[0]
     ratio = np.exp(moved - experience.logprobs)[experience.response]
     # Unclipped ascent at this rate would go on; the clipped objective stays near 1.
@@ -193,7 +193,7 @@ def test_without_values_only_the_policy_is_trained():
     experience = experience_of(state.params, [1.0, -1.0, 0.5, 2.0])
     config = settings(advantage="leave_one_out", samples_per_prompt=2)
     update = jax.jit(ppo.make_update(config, evaluate, descend))
-    after, metrics = update(state, experience, controls(), jax.random.key(0))
+    after, _, metrics = update(state, experience, controls(), jax.random.key(0))
     assert float(after.params["value"]) == float(state.params["value"])
     assert np.abs(after.params["logits"] - state.params["logits"]).max() > 0.01
     assert not {"value_loss", "explained_variance"} & set(metrics)
@@ -220,13 +220,13 @@ def test_an_update_stops_where_the_policy_has_moved_too_far():
         update = jax.jit(ppo.make_update(config, evaluate, descend))
         return update(start(), experience, controls(), jax.random.key(0))
 
-    free, metrics = run(0.0)
+    free, _, metrics = run(0.0)
     assert "updates_made" not in metrics and int(free.steps) == 6
-    stopped, metrics = run(0.005)
+    stopped, _, metrics = run(0.005)
     made = int(stopped.steps)
     assert 1 <= made < 6 and float(metrics["updates_made"]) == pytest.approx(made / 6)
     # What was made before is what a shorter run makes: the stop leaves the state as it was.
-    shorter, _ = run(0.0, epochs=made)
+    shorter, _, _ = run(0.0, epochs=made)
     np.testing.assert_allclose(stopped.params["logits"], shorter.params["logits"], atol=1e-6)
 
 
@@ -239,3 +239,33 @@ def test_explained_variance_by_hand():
     half = jnp.array([[1.0, 1.5, 2.0, 0.0]])
     assert float(ppo.explained_variance(half, returns, mask)) == pytest.approx(0.75)
     assert float(ppo.explained_variance(half, 0 * returns, mask)) == 0
+
+
+@pytest.mark.parametrize("baseline", ["none", "leave_one_out"])
+def test_one_minibatch_is_evaluated_by_its_first_pass(baseline):
+    """What the rollout did not find out is found, and later passes are held to it."""
+    config = settings(epochs=3, samples_per_prompt=2, baseline=baseline)
+    state, scores = start(), [1.0, -1.0, 0.5, 2.0]
+    known = experience_of(state.params, scores)
+    update = jax.jit(ppo.make_update(config, evaluate, descend))
+    unknown = known._replace(logprobs=0 * known.logprobs, values=0 * known.values)
+    after, experience, metrics = update(state, unknown, controls(), jax.random.key(0))
+    np.testing.assert_allclose(experience.logprobs, known.logprobs, atol=1e-6)
+    np.testing.assert_allclose(experience.values, known.values, atol=1e-6)
+
+    found, returns = ppo.advantages_of(config, known, controls())
+    expected = state
+    for _ in range(3):
+
+        def loss(params):
+            logprobs, values = evaluate(params, known.tokens, known.mask)
+            ratio = jnp.exp(logprobs - known.logprobs)
+            gains = jnp.minimum(ratio * found, jnp.clip(ratio, 0.8, 1.2) * found)
+            moved = known.values + jnp.clip(values - known.values, -0.2, 0.2)
+            errors = jnp.maximum((values - returns) ** 2, (moved - returns) ** 2)
+            return jnp.mean((0.25 * errors - gains)[known.response])
+
+        expected = descend(expected, jax.grad(loss)(expected.params))
+    np.testing.assert_allclose(after.params["logits"], expected.params["logits"], atol=1e-6)
+    np.testing.assert_allclose(after.params["value"], expected.params["value"], atol=1e-6)
+    assert float(metrics["kl"]) == pytest.approx(float(ppo.sampled_metrics(known)["kl"]), abs=1e-6)

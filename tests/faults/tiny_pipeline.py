@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
     )
     learned = {"model": PRETRAINED, "comparisons": "labels"}
     steps.preference = step("preference", learned, epochs=4, pairs=4, **often)
-    steps.direct = step("dpo", learned, epochs=4, pairs=4, **often)
+    steps.direct = step("dpo", learned, epochs=4, pairs=4, learning_rate=3e-4, **often)
     steps.rl_cai = step(
         "ppo",
         {"model": "sl_cai", "preference_model": "preference", "prompts": PROMPTS},

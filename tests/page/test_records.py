@@ -1,5 +1,5 @@
 from cai_jax.data.schema import Answer, Asked, Chain, Comparison, Round, Turn
-from cai_jax.page.evaluation import judgements_table
+from cai_jax.page.evaluation import elo_plot, judgements_table
 from cai_jax.page.records import answers_view, chain_view, comparison_view
 
 ASKED = (
@@ -89,3 +89,12 @@ def test_how_a_step_judged():
     assert '<th scope="row">one</th><td>-0.0123</td><td>0.75</td>' in page
     assert '<th scope="row">&lt;other&gt;</th><td>–</td><td>0.5</td>' in page
     assert judgements_table({"one": {"records": 3}}) == "" == judgements_table({})
+
+
+def test_models_are_placed_by_their_elo_unless_there_are_too_many_to_name():
+    def models(count):
+        of = {"harmlessness_elo": 1.0, "helpfulness_elo": 2.0, "intervals": {}}
+        return {"models": {f"model-{i}": of for i in range(count)}}
+
+    assert elo_plot(models(1)) == elo_plot(models(9)) == ""
+    assert elo_plot(models(8)).count("model-") == 8

@@ -64,14 +64,14 @@ def test_the_table_and_its_plot(tmp_path, swept):
     run_stage(contrast, tmp_path / "step", swept)
     found = json.loads((tmp_path / "step/contrast.json").read_text())
     heading, base, better, same = sweeps.rows(found)
-    assert heading == ["", "harmless", "evasive", "helpful"]
+    assert heading == ["", "harmless", "evasive", "broken", "helpful"]
     assert base[1].startswith("0.500 (") and "+" not in base[1]
     assert better[1].startswith("0.875 (") and better[1].endswith(" +0.375 ")
     found["differences"]["better"]["red_team/harmless"]["adjusted_p"] = 0.01
     assert sweeps.rows(found)[2][1].endswith(" +0.375*")
     root = ElementTree.fromstring((tmp_path / "step/contrast.svg").read_text())
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert texts.count("better") == 3 and "0.875" in texts
+    assert texts.count("better") == 4 and "0.875" in texts
 
 
 def test_what_is_refused(tmp_path, swept):

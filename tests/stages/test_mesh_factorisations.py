@@ -123,7 +123,7 @@ def of_ppo(mesh):
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
     experience = rollout(state.params, *frozen, batch)
     controls = Controls(*[np.float32(0.1)] * len(Controls._fields))
-    after, metrics = update(state, experience, controls, jax.random.key(0))
+    after, experience, metrics = update(state, experience, controls, jax.random.key(0))
     gradients = jax.tree.map(lambda a, b: np.asarray(a) - b, after.params, start)
     return (jax.tree.map(np.asarray, experience), metrics), gradients
 

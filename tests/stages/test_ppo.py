@@ -241,7 +241,7 @@ def test_score_rises_under_a_fixed_judge_and_the_reference_stays(programs, input
             experience = programs.rollout(state.params, prompts)
             offset = offset if iteration else np.mean(experience.scores)
             scores.append(float(np.mean(experience.scores)))
-            state, metrics = programs.update(
+            state, _, metrics = programs.update(
                 state, experience, offset, jax.random.fold_in(key, iteration)
             )
     assert later.seconds > 0 == later.compile_seconds
@@ -285,12 +285,12 @@ def test_values_are_read_off_the_policy_and_do_not_train_it(programs):
 
 
 def test_scores_are_read_at_an_end_token_after_the_response(programs):
-    """Also where a response has its own end, and where padding follows."""
+    """Also where a response has its own end, and where padding follows; responses are of 4."""
     eos = programs.judge.tokenizer.eos_id
     tokens = np.array([[0, 0, 9, 450, 460, 7], [3, 9, 500, eos, 450, 450]], np.int32)
     mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], np.int32)
     found = end_scores(
-        programs.judge.params, programs.judge.config, tokens, mask, jnp.array([6, 3]), eos
+        programs.judge.params, programs.judge.config, tokens, mask, jnp.array([6, 3]), eos, 4
     )
     expected = preference_scores(programs.judge, [[9, 450, 460, 7, eos], [3, 9, 500, eos]])
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -426,8 +426,12 @@ def test_a_training_that_diverges_keeps_what_was_good(inputs, tmp_path, monkeypa
         numbers = iter(range(1, 9))
 
         def broken(*arguments):
-            state, metrics = update(*arguments)
-            return state, metrics | {"policy_loss": np.inf if next(numbers) == 3 else 0.0}
+            state, experience, metrics = update(*arguments)
+            return (
+                state,
+                experience,
+                metrics | {"policy_loss": np.inf if next(numbers) == 3 else 0.0},
+            )
 
         return rollout, broken
 

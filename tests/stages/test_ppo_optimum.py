@@ -82,7 +82,7 @@ class Task:
             scores = np.asarray(score(said), np.float32)
             means.append(scores.mean())
             key = jax.random.fold_in(jax.random.key(seed), iteration)
-            state, _ = self.update(state, experience._replace(scores=scores), controls, key)
+            state, _, _ = self.update(state, experience._replace(scores=scores), controls, key)
         return state, np.array(means)
 
     def log_probability(self, params, responses):

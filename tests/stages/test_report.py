@@ -223,6 +223,13 @@ def test_what_reproduce_writes_is_shown_whole(tmp_path):
     assert "No judge read" not in page
 
 
+def test_claims_of_an_older_version_are_refused_with_what_to_do(tmp_path):
+    workdir = make_workdir(tmp_path / "w")
+    (workdir / "claims.json").write_text(json.dumps({"statement": "", "claims": []}))
+    with pytest.raises(InputError, match=r"claims.json: .* an older file; .*=\S+ --read_only$"):
+        report.discover(workdir)
+
+
 def test_a_copied_workdir_gives_the_same_bytes(tmp_path, capsys):
     workdir = make_workdir(tmp_path / "here" / "a")
     write_claims(workdir)
@@ -313,11 +320,18 @@ def test_a_sweep_has_its_table(tmp_path):
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps({"kind": "contrast", "seconds": 1}))
     of = {"red_team/harmless": {"value": 0.75, "low": 0.7, "high": 0.8}}
-    found = {"level": 0.95, "baseline": "one", "models": {f"one{HOSTILE}": of}, "differences": {}}
+    more = {"red_team/harmless": {"value": 0.9, "low": 0.85, "high": 0.95}}
+    models = {f"one{HOSTILE}": of, "two": more}
+    less = {"two": {"red_team/harmless": {"value": 0.15, "adjusted_p": 0.004}}}
+    found = {"level": 0.95, "baseline": "one", "models": models, "differences": less}
     (folder / "contrast.json").write_text(json.dumps(found))
     page = written(tmp_path / "w")
     assert "difference to one; * adjusted p below 0.05" in page
-    assert "&lt;script&gt;alert(&#x27;x" in page and "<td>0.750" in page
+    assert "&lt;script&gt;alert(&#x27;x" in page and "<td>0.750<small>0.700 to 0.800" in page
+    assert "0.900<small>0.850 to 0.950</small>" in page
+    assert '<small class="apart">+0.150*, p = 0.004</small>' in page
+    # 0.75 and 0.9 of the way from 110 to 270.
+    assert re.findall(r'<circle cx="([^"]+)"', page) == ["230.0", "254.0"]
 
 
 def test_the_card_shows_models_on_one_scale_and_their_first_answers(tmp_path):

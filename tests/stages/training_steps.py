@@ -15,7 +15,7 @@ MESHES = {
 SETTINGS = {
     "finetune": (finetune, {"rows": 4, "sequence_length": 32, "log_every": 1}),
     "preference": (preference, {"pairs": 4, "log_every": 1}),
-    "dpo": (dpo, {"pairs": 4, "log_every": 1}),
+    "dpo": (dpo, {"pairs": 4, "learning_rate": 3e-4, "log_every": 1}),
     "ppo": (
         ppo,
         {
