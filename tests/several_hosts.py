@@ -41,6 +41,11 @@ SAMPLED = """
     steps.evaluation = step("evaluate", {"models": {"a": model, "b": model}, "red_team": prompts,
         "benign": prompts}, max_new_tokens=20, batch_size=16)
 """
+RL = """
+    steps.rl = step("ppo", {"model": model, "preference_model": "pm", "prompts": [prompts]},
+        iterations=12, prompts_per_iteration=4, max_new_tokens=5, record_every=1, kl_target=0.1,
+        score_normalization="running")
+"""
 WHOLE = """
     constitution = "sandbox:constitution.json"
     steps.chains = step("critique_revise", {"model": model, "prompts": prompts,
@@ -89,6 +94,7 @@ run.main()
 def write_world(folder):
     """A tiny model and records, to run in a folder."""
     write_model(folder / "model")
+    write_model(folder / "pm", seed=1, preference_model=True)
     dialogues = [human(f"tell me about the {word}") for word in WORDS]
     write_records(
         folder / "demonstrations.jsonl",

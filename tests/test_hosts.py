@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 from several_hosts import (
     COUNTING,
+    RL,
     SAMPLED,
     SHORT,
     SLOWLY,
@@ -29,7 +30,7 @@ from several_hosts import (
 )
 from world_models import WORDS, human
 
-from cai_jax import hosts
+from cai_jax import checkpoints, hosts
 from cai_jax.core.mesh import make_mesh
 from cai_jax.core.metrics import MetricsWriter, read_metrics
 from cai_jax.core.sharding import batch_sharding
@@ -103,6 +104,54 @@ def test_half_of_what_is_needed_is_refused(flags, environment, message):
 def as_host(monkeypatch, index, count):
     monkeypatch.setattr(hosts, "index", lambda: index)
     monkeypatch.setattr(hosts, "count", lambda: count)
+
+
+class Ended(BaseException):
+    """In the place of the process's end."""
+
+
+GONE = RuntimeError("Gloo all-reduce failed: Connection reset by peer")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (
+            InputError("prompts.jsonl:3: expected a\nprompt"),
+            2,
+            "prompts.jsonl:3: expected a prompt",
+        ),
+        (FloatingPointError("update 3: loss is nan"), 1, "update 3: loss is nan"),
+        (GONE, 1, "another host is gone (Gloo all-reduce failed: Connection reset by peer); what"),
+        (ZeroDivisionError("by zero"), 1, "ZeroDivisionError; the other hosts stop too"),
+        (SystemExit(143), 143, None),  # has been said
+    ],
+    ids=["input", "diverged", "gone", "bug", "terminated"],
+)
+def test_each_host_says_its_error_with_its_number_and_ends_without_waiting(
+    monkeypatch, capsys, error, status, said
+):
+    as_host(monkeypatch, 1, 2)
+    joined = []
+
+    def end(status):
+        raise Ended(status)
+
+    monkeypatch.setattr(hosts, "join", lambda *given: joined.append(given))
+    monkeypatch.setattr(hosts.os, "_exit", end)
+    two = hosts.Hosts("a:1", 2, 1)
+    with pytest.raises(Ended) as ended, hosts.together(two, 7):
+        raise error
+    assert joined == [(two, 7)] and ended.value.args == (status,)
+    *before, line = capsys.readouterr().err.splitlines() or [""]
+    assert line.startswith(f"error: host 1 of 2: {said}" if said else "")
+    # Only what is a mistake of ours shows where it was made.
+    assert bool(before) == isinstance(error, ZeroDivisionError)
+
+
+def test_alone_an_error_goes_its_way():
+    with pytest.raises(ZeroDivisionError), hosts.together(None):
+        raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("total", [0, 1, 3, 4, 10])
@@ -228,29 +277,47 @@ def world(tmp_path, monkeypatch):
 
 
 @pytest.mark.nightly
-def test_two_hosts_one_killed_in_training_go_on_to_the_texts_of_one(world):
-    write_config(world, SHORT, 2)
-    processes = start(world, 2, "two")
-    kill_during(processes, 1, world / "two" / "sl" / "metrics.jsonl", lines=3)
+@pytest.mark.parametrize(("steps", "name"), [(SHORT, "sl"), (RL, "rl")], ids=["finetune", "ppo"])
+def test_two_hosts_one_killed_in_training_go_on_to_the_bits_of_two_and_the_texts_of_one(
+    world, steps, name
+):
+    write_config(world, steps, 2)
+    often = f"--config.steps.{name}.checkpoints.every=2"
+    # The other may wait for it in a checkpoint, where the heartbeat alone tells that it is gone.
+    processes = start(world, 2, "two", often, f"--heartbeat_timeout={hosts.HEARTBEAT_SECONDS}")
+    kill_during(processes, 1, world / "two" / name / "metrics.jsonl", lines=6)
     killed = time.monotonic()
     (status, _, said), (killed_by, _, _) = finish(processes)
-    assert killed_by == -9 and status == 1, said
-    assert time.monotonic() - killed < 60
-    assert "error: host 0 of 2: another host is gone" in said
-    assert not (world / "two" / "sl" / "manifest.json").exists()
+    assert killed_by == -9 and status not in (0, None), said
+    assert time.monotonic() - killed < 3 * hosts.HEARTBEAT_SECONDS
+    assert "error: host 0 of 2: another host is gone" in said or "another task died" in said
+    assert not (world / "two" / name / "manifest.json").exists()
 
-    (first, shown, said), (second, silent, _) = finish(start(world, 2, "two"))
+    (first, shown, said), (second, silent, _) = finish(start(world, 2, "two", often))
     assert (first, second) == (0, 0), said
-    assert [line.split()[0] for line in spoken(shown)[:2]] == ["sl", "pairs"]
+    assert said.startswith(f"{name}: ") and "goes on from checkpoint " in said
+    assert [line.split()[0] for line in spoken(shown)[:1]] == [name]
     assert spoken(silent) == []
-    assert sorted(path.name for path in (world / "two" / "pairs").glob("*.jsonl")) == [
-        "pairs-00000-of-00002.jsonl",
-        "pairs-00001-of-00002.jsonl",
-    ]
+    if name == "sl":
+        assert sorted(path.name for path in (world / "two" / "pairs").glob("*.jsonl")) == [
+            "pairs-00000-of-00002.jsonl",
+            "pairs-00001-of-00002.jsonl",
+        ]
+
+    for status, _, said in finish(start(world, 2, "undisturbed", often)):
+        assert status == 0, said
+    assert texts("two") == texts("undisturbed")
+    assert read_metrics(world / "two" / name) == read_metrics(world / "undisturbed" / name)
+    of_two, undisturbed = (
+        jax.tree.map(np.asarray, checkpoints.load_model(world / of / name).params)
+        for of in ("two", "undisturbed")
+    )
+    jax.tree.map(np.testing.assert_array_equal, of_two, undisturbed)
 
     run_alone("one")
     # Pairs of equal responses are left out, and a random model hardly makes them.
-    assert len(texts("one")["pairs/pairs"].splitlines()) > len(WORDS) / 2
+    if name == "sl":
+        assert len(texts("one")["pairs/pairs"].splitlines()) > len(WORDS) / 2
     check_same("two", "one")
 
 
