@@ -12,9 +12,9 @@ aside, all.
 
 Run it alone on the machine: whatever else runs there is in the numbers.
 
-Measured on two CPU cores, whose speed moves by a fifth from hour to hour: `equal` 755 tokens/s, 1.31
-times transformers (575 with a dynamic cache, 532 with a static one) and 1.59 times Tunix 0.1.7
-(475), one run; on another day 789, 1.42 times. `ragged` 486, 1.89 times transformers (257, dynamic
+Measured on two CPU cores, whose speed moves by a fifth from hour to hour: `equal` 755 tokens/s,
+1.31 times transformers (575 with a dynamic cache, 532 with a static one) and 1.59 times Tunix 0.1.7
+(475), one run; 789, 1.42 times, hours before. `ragged` 486, 1.89 times transformers (257, dynamic
 cache; one run of each). All tokens of all were the same. vLLM is not beside them: what PyPI has of
 it wants CUDA, and a build of it for CPUs was not tried.
 

@@ -6,8 +6,8 @@ FOLDER is a Llama for Hugging Face; WORK has its batches of prompts (token ids),
 generate for each batch, and how often. Prints a JSON object: {"tokens" of each prompt, "seconds" of
 each time but the first, which compiles}.
 
-Tunix 0.1.7 turns queries and keys by the base 1,000,000 and does not look at `rope_theta`: models of
-another base say something else there.
+Tunix 0.1.7 turns queries and keys by the base 1,000,000 and does not look at `rope_theta`: models
+of another base say something else there.
 """
 
 import json

@@ -10,8 +10,8 @@ results, in nats, and `forwarded_over_distinct` how often a prompt token is comp
 
 Run it alone on the machine: whatever else runs there is in the numbers.
 
-Measured on two CPU cores with 16 comparisons, of which the peer had one run: 19.2 prompts a second,
-5.05 times transformers (3.8); 1.07 forwarded over distinct; results up to 0.0004 nats apart. All 200
+Measured on two CPU cores with 16 comparisons, the peer in one run: 19.2 prompts a second, 5.05
+times transformers (3.8); 1.07 forwarded over distinct; results up to 0.0004 nats apart. All 200
 were not timed.
 """
 
