@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from cai_jax import checkpoints
 from cai_jax.core import optimizer as optimizers
-from cai_jax.data import comparisons, packing
+from cai_jax.data import comparison_sources, comparisons, packing
 from cai_jax.data.prompt_batches import PromptBatch
 from cai_jax.errors import InputError
 from cai_jax.models import computing, lora
@@ -61,7 +61,7 @@ def preference_programs(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> l
     """The update of the preference model, at texts of the full length."""
     from cai_jax.core import sharding
 
-    preference.check_divides(config, sharding.batch_parts(mesh))
+    comparison_sources.check_divides(config, sharding.batch_parts(mesh))
     fill: Any = comparisons.fill_shared if config.shared_prompts else comparisons.fill_pairs
     batch = fill([], config.pairs, config.sequence_length)
     params = checkpoints.abstract_params(model, preference_model=True)

@@ -1,12 +1,16 @@
-"""The sources that a preference model is trained on and measured by, each by its name."""
+"""The sources that are trained on and measured by where pairs are compared, each by its name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from cai_jax.data import readers, schema
+from ml_collections import ConfigDict
+
+from cai_jax.data import comparisons, readers, schema
 from cai_jax.data.bad_records import BadRecords
 from cai_jax.data.comparisons import FittedPairs
+from cai_jax.data.examples import Render
+from cai_jax.data.packing import check_on_long
 from cai_jax.data.schema import Comparison
 from cai_jax.errors import InputError
 
@@ -21,6 +25,79 @@ class Source(NamedTuple):
     trained: bool  # whether they are trained on, or held out
     weight: float  # of each in the loss
     fitted: FittedPairs
+
+
+def check_inputs(config: ConfigDict, inputs: Mapping[str, Any]) -> None:
+    """Refuses what no step that trains on comparisons can do.
+
+    Args:
+        config: of the step; it has on_long, weights, ema_decay, and the numbers of a training.
+        inputs: `model`, `comparisons`, `held_out`.
+
+    Raises:
+        InputError: no model or comparisons, or a parameter that means nothing.
+    """
+    for role in ("model", "comparisons"):
+        if not inputs.get(role):
+            raise InputError(f"inputs: expected model and comparisons, found no {role}")
+    for name in ("epochs", "pairs", "accumulate", "sequence_length", "log_every"):
+        if config[name] < 1:
+            raise InputError(f"{name}: expected at least 1, found {config[name]}")
+    check_on_long(config.on_long)
+    sources = len(paths(inputs, "comparisons"))
+    if config.weights and len(config.weights) != sources:
+        raise InputError(
+            f"weights: expected one for each of {sources} comparisons, found {config.weights}"
+        )
+    if any(weight < 0 for weight in config.weights) or (config.weights and not sum(config.weights)):
+        raise InputError(f"weights: expected 0 or more, and not all 0, found {config.weights}")
+    if not 0 <= config.ema_decay < 1:
+        raise InputError(f"ema_decay: expected 0 <= ema_decay < 1, found {config.ema_decay}")
+
+
+def check_divides(config: ConfigDict, parts: int) -> None:
+    """Refuses a batch that does not divide over data x fsdp devices and its own parts."""
+    # An axis of -1 shows its size when the devices are there.
+    multiple = max(parts, 1) * config.accumulate
+    if config.pairs % multiple:
+        each = f" for each of {config.accumulate} parts" if config.accumulate > 1 else ""
+        raise InputError(
+            f"pairs: expected a multiple of {multiple} (data x fsdp devices{each}), "
+            f"found {config.pairs}"
+        )
+
+
+def paths(inputs: Mapping[str, Any], role: str) -> list[Path]:
+    """The paths of a role that has none, one or a list."""
+    value = inputs.get(role) or []
+    return [Path(path) for path in (value if isinstance(value, list | tuple) else [value])]
+
+
+def read(
+    config: ConfigDict,
+    inputs: Mapping[str, Any],
+    model: Any,
+    render: Render,
+    longest: int,
+    bad: BadRecords,
+) -> list[Source]:
+    """All sources of a step, as pairs of tokens of the model that fit into `longest`.
+
+    `render` gives the prompt of a dialogue.
+
+    Raises:
+        InputError: as `check`, or a record is bad and `bad` does not leave it out.
+    """
+    sources = read_sources(
+        [paths(inputs, role) for role in ("comparisons", "held_out")],
+        config.weights,
+        lambda path: read_file(path, config.fields, bad),
+        lambda records: comparisons.fit_pairs(
+            records, model.tokenizer, render, longest, config.on_long
+        ),
+    )
+    check(sources, longest, model.config.vocab_size)
+    return sources
 
 
 def read_sources(

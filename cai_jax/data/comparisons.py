@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cai_jax.data.examples import Render
-from cai_jax.data.packing import ON_LONG
+from cai_jax.data.packing import check_on_long
 from cai_jax.data.schema import Comparison
 from cai_jax.data.tokenization import TextTokenizer
 from cai_jax.errors import InputError
@@ -91,8 +91,7 @@ def fit_pairs(
         InputError: `on_long` is "refuse" and there is such a pair, or it is no known word; a label
             is no probability.
     """
-    if on_long not in ON_LONG:
-        raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {on_long!r}")
+    check_on_long(on_long)
     dialogues = tokenizer.encode_batch([render(record.dialogue) for record in records])
     answer = tokenizer.answer
     responses_a = tokenizer.encode_batch([answer(record.response_a) for record in records])

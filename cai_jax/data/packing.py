@@ -36,14 +36,19 @@ class Fitted(NamedTuple):
     lost_tokens: int  # trained tokens (weight > 0) that were cut off or left out
 
 
+def check_on_long(on_long: str) -> None:
+    """Refuses what is no word of ON_LONG."""
+    if on_long not in ON_LONG:
+        raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {on_long!r}")
+
+
 def fit(examples: Sequence[Example], length: int, on_long: str) -> Fitted:
     """Truncates, drops or refuses the examples of more than `length` tokens, and counts them.
 
     Raises:
         InputError: `on_long` is "refuse" and there is such an example, or it is no known word.
     """
-    if on_long not in ON_LONG:
-        raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {on_long!r}")
+    check_on_long(on_long)
     kept: list[Example] = []
     truncated = dropped = lost = 0
     for example in examples:

@@ -97,23 +97,15 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
 
     check(config, inputs)
     device_mesh = mesh.make_mesh(config.mesh)
-    check_divides(config, sharding.batch_parts(device_mesh))
+    comparison_sources.check_divides(config, sharding.batch_parts(device_mesh))
     model = checkpoints.load_model(inputs["model"], device_mesh, "float32")
     model = checkpoints.in_format(model, config.dialogue_format)
-    render = dialogue_format(config.dialogue_format).dialogue
     if "score_head" in model.params:
         raise InputError("model: expected a language model, found a preference model")
     longest = min(config.sequence_length, model.config.max_positions)
     bad = BadRecords(config.data.on_bad_record)
-    data = comparison_sources.read_sources(
-        [paths(inputs, role) for role in ("comparisons", "held_out")],
-        config.weights,
-        lambda path: comparison_sources.read_file(path, config.fields, bad),
-        lambda records: comparisons.fit_pairs(
-            records, model.tokenizer, render, longest, config.on_long
-        ),
-    )
-    comparison_sources.check(data, longest, model.config.vocab_size)
+    render = dialogue_format(config.dialogue_format).dialogue
+    data = comparison_sources.read(config, inputs, model, render, longest, bad)
     pairs = [pair for source in data if source.trained for pair in source.fitted.pairs]
     length = max(map(comparisons.longer_length, (p for s in data for p in s.fitted.pairs)))
     model_config = computing.computed(model.config, config)
@@ -240,52 +232,18 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
         InputError: no comparisons, a number that means nothing, or pairs that do not divide over
             the devices.
     """
-    from cai_jax.data.packing import ON_LONG
+    from cai_jax.data import comparison_sources
     from cai_jax.text.formats import dialogue_format
 
     dialogue_format(config.dialogue_format)
-    for role in ("model", "comparisons"):
-        if not inputs.get(role):
-            raise InputError(f"inputs: expected model and comparisons, found no {role}")
-    for name in ("epochs", "pairs", "accumulate", "sequence_length", "log_every"):
-        if config[name] < 1:
-            raise InputError(f"{name}: expected at least 1, found {config[name]}")
+    comparison_sources.check_inputs(config, inputs)
     if not config.beta > 0:
         raise InputError(f"beta: expected more than 0, found {config.beta}")
-    if config.on_long not in ON_LONG:
-        raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {config.on_long!r}")
-    sources = len(paths(inputs, "comparisons"))
-    if config.weights and (
-        len(config.weights) != sources or min(config.weights) < 0 or not sum(config.weights)
-    ):
-        raise InputError(
-            f"weights: expected a number of 0 or more for each of {sources} comparisons, not all "
-            f"0, found {config.weights}"
-        )
-    if not 0 <= config.ema_decay < 1:
-        raise InputError(f"ema_decay: expected 0 <= ema_decay < 1, found {config.ema_decay}")
     optimizers.check(config)
     computing.check(config)
     training_checkpoints.check(config.checkpoints)
     lora.check(config.lora)
-    check_divides(config, config.mesh.data * config.mesh.fsdp)
-
-
-def check_divides(config: ConfigDict, parts: int) -> None:
-    """Refuses a batch that does not divide over data x fsdp devices and its own parts."""
-    # An axis of -1 shows its size when the devices are there.
-    multiple = max(parts, 1) * config.accumulate
-    if config.pairs % multiple:
-        raise InputError(
-            f"pairs: expected a multiple of {multiple} (data x fsdp devices x accumulate), found "
-            f"{config.pairs}"
-        )
-
-
-def paths(inputs: Mapping[str, Any], role: str) -> list[Path]:
-    """The paths of a role that has none, one or a list."""
-    value = inputs.get(role) or []
-    return [Path(path) for path in (value if isinstance(value, list | tuple) else [value])]
+    comparison_sources.check_divides(config, config.mesh.data * config.mesh.fsdp)
 
 
 def make_step(

@@ -57,7 +57,7 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
     Raises:
         InputError: naming the parameter.
     """
-    from cai_jax.data.packing import ON_LONG
+    from cai_jax.data.packing import check_on_long
     from cai_jax.text.formats import dialogue_format
 
     for role in ("model", "data"):
@@ -72,8 +72,7 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
         raise InputError(f"ema_decay: expected 0 <= ema_decay < 1, found {config.ema_decay}")
     if any(number < 0 for number in config.revisions):
         raise InputError(f"revisions: expected 0, 1, 2, ..., found {tuple(config.revisions)}")
-    if config.on_long not in ON_LONG:
-        raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {config.on_long!r}")
+    check_on_long(config.on_long)
     optimizers.check(config)
     computing.check(config)
     training_checkpoints.check(config.checkpoints)

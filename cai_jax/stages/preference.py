@@ -106,21 +106,13 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
 
     check(config, inputs)
     device_mesh = mesh.make_mesh(config.mesh)
-    check_divides(config, sharding.batch_parts(device_mesh))
+    comparison_sources.check_divides(config, sharding.batch_parts(device_mesh))
     model = checkpoints.load_model(inputs["model"], device_mesh, "float32")
     model = checkpoints.in_format(model, config.dialogue_format)
-    render = dialogue_format(config.dialogue_format).dialogue
     longest = min(config.sequence_length, model.config.max_positions)
     bad = BadRecords(config.data.on_bad_record)
-    data = comparison_sources.read_sources(
-        [paths(inputs, role) for role in ("comparisons", "held_out")],
-        config.weights,
-        lambda path: comparison_sources.read_file(path, config.fields, bad),
-        lambda records: comparisons.fit_pairs(
-            records, model.tokenizer, render, longest, config.on_long
-        ),
-    )
-    comparison_sources.check(data, longest, model.config.vocab_size)
+    render = dialogue_format(config.dialogue_format).dialogue
+    data = comparison_sources.read(config, inputs, model, render, longest, bad)
     pairs = [pair for source in data if source.trained for pair in source.fitted.pairs]
     fill: Any = comparisons.fill_shared if config.shared_prompts else comparisons.fill_pairs
     length_of = comparisons.shared_length if config.shared_prompts else comparisons.longer_length
@@ -284,27 +276,11 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
         InputError: no comparisons, a number that means nothing, or pairs that do not divide over
             the devices.
     """
-    from cai_jax.data.packing import ON_LONG
+    from cai_jax.data import comparison_sources
     from cai_jax.text.formats import dialogue_format
 
     dialogue_format(config.dialogue_format)
-    for role in ("model", "comparisons"):
-        if not inputs.get(role):
-            raise InputError(f"inputs: expected model and comparisons, found no {role}")
-    for name in ("epochs", "pairs", "accumulate", "sequence_length", "log_every"):
-        if config[name] < 1:
-            raise InputError(f"{name}: expected at least 1, found {config[name]}")
-    if config.on_long not in ON_LONG:
-        raise InputError(f"on_long: expected one of {', '.join(ON_LONG)}, found {config.on_long!r}")
-    sources = len(paths(inputs, "comparisons"))
-    if config.weights and len(config.weights) != sources:
-        raise InputError(
-            f"weights: expected one for each of {sources} comparisons, found {config.weights}"
-        )
-    if any(weight < 0 for weight in config.weights) or (config.weights and not sum(config.weights)):
-        raise InputError(f"weights: expected 0 or more, and not all 0, found {config.weights}")
-    if not 0 <= config.ema_decay < 1:
-        raise InputError(f"ema_decay: expected 0 <= ema_decay < 1, found {config.ema_decay}")
+    comparison_sources.check_inputs(config, inputs)
     if config.centring < 0:
         raise InputError(f"centring: expected 0 or more, found {config.centring}")
     optimizers.check(config)
@@ -316,25 +292,7 @@ def check(config: ConfigDict, inputs: dict[str, Any]) -> None:
             "give both, or leave it False"
         )
     lora.check(config.lora)
-    check_divides(config, config.mesh.data * config.mesh.fsdp)
-
-
-def check_divides(config: ConfigDict, parts: int) -> None:
-    """Refuses a batch that does not divide over data x fsdp devices and its own parts."""
-    # An axis of -1 shows its size when the devices are there.
-    multiple = max(parts, 1) * config.accumulate
-    if config.pairs % multiple:
-        each = f" for each of {config.accumulate} parts" if config.accumulate > 1 else ""
-        raise InputError(
-            f"pairs: expected a multiple of {multiple} (data x fsdp devices{each}), "
-            f"found {config.pairs}"
-        )
-
-
-def paths(inputs: dict[str, Any], role: str) -> list[Path]:
-    """The paths of a role that has none, one or a list."""
-    value = inputs.get(role) or []
-    return [Path(path) for path in (value if isinstance(value, list | tuple) else [value])]
+    comparison_sources.check_divides(config, config.mesh.data * config.mesh.fsdp)
 
 
 def starting_params(model: LanguageModel) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def test_parts_of_a_batch_and_adapters(inputs, tmp_path, changes):
     ("changes", "roles", "message"),
     [
         ({"beta": 0.0}, {}, "beta: expected more than 0, found 0"),
-        ({"weights": (1.0, 2.0)}, {}, "weights: expected a number .* for each of 1 comparisons"),
+        ({"weights": (1.0, 2.0)}, {}, "weights: expected one for each of 1 comparisons"),
         ({"accumulate": 3}, {}, "pairs: expected a multiple of 3 .*, found 16"),
         ({"pairs": 0}, {}, "pairs: expected at least 1, found 0"),
         ({"on_long": "cut"}, {}, "on_long: expected one of truncate"),
