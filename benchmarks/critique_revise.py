@@ -11,10 +11,12 @@ JSON object; `forwarded_over_distinct` is how often a prompt token is computed.
 
 Run it alone on the machine: whatever else runs there is in the numbers.
 
-Ours alone, 16 records, 16 slots, on two CPU cores that another process had part of: 42.6 s for
-7,972 tokens, of which 14.0 s read prompts and 27.6 s decode (691 steps of 40 ms). 0.77 of the
-distinct prompt tokens are read: the others were written there; to send prompts whole is to read
-17.4 times the distinct ones. `transformers` has not been timed at this size.
+Measured with 16 records on two CPU cores: 29.5 s for 7,972 tokens, transformers 266.8 s, 9.0 times
+as long (8.6 times by those of its texts that were timed next to ours). Its nine texts were timed
+one by one: four an hour before, five after ours. All 16 records had the first four the same; before
+the other five the model's rotations were given another base, and they were not compared. 0.77 of
+the distinct prompt tokens are read, since the others were written there; to send prompts whole is
+to read 17.4 times the distinct ones.
 """
 
 import dataclasses

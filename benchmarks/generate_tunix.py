@@ -5,6 +5,9 @@
 FOLDER is a Llama for Hugging Face; WORK has its batches of prompts (token ids), the tokens to
 generate for each batch, and how often. Prints a JSON object: {"tokens" of each prompt, "seconds" of
 each time but the first, which compiles}.
+
+Tunix 0.1.7 turns queries and keys by the base 1,000,000 and does not look at `rope_theta`: models
+of another base say something else there.
 """
 
 import json
@@ -29,12 +32,12 @@ class Numbers:
         return 0
 
     def pad_id(self) -> int:
-        """A token that no prompt has."""
-        return 0
+        """Of no token, in a prompt or generated: the sampler sees no padding."""
+        return -1
 
     def eos_id(self) -> int:
         """Of no token."""
-        return -1
+        return -2
 
 
 def main() -> None:

@@ -111,14 +111,16 @@ def snapshot_folder(step: Path, number: int) -> Path:
 
 
 def load_model(
-    reference: str | Path, mesh: Mesh | None = None, dtype: str = "float32"
+    reference: str | Path, mesh: Mesh | None = None, dtype: str | None = None
 ) -> LanguageModel:
     """Loads a model and its tokenizer.
 
     Args:
         reference: see the top of this file.
         mesh: where to put the params, by the table of `core/sharding.py`; None: default device.
-        dtype: of the params: "float32", for training, or "bfloat16".
+        dtype: of the params: "float32", for training; None: the one in which a language model
+            computes, since decoding reads all of them for each token. A preference model's are
+            then float32, so that a score is the same wherever it is read.
 
     Returns:
         The model with its params on devices. A preference model's have a `score_head`.
@@ -135,15 +137,13 @@ def load_model(
 
     folder = model_folder(reference)
     place = None if mesh is None else lambda tree: sharding.tree_shardings(tree, mesh)
+    config, preference_model = weights.read_config(folder)
+    dtype = dtype or ("float32" if preference_model else config.dtype)
     if not (folder / PARAMS).is_dir():
         config, params = weights.read_folder(folder, place, dtype)
         return LanguageModel(config, params, load_tokenizer(folder))
 
-    config, preference_model = weights.read_config(folder)
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype),
-        abstract_params(config, preference_model),
-    )
+    abstract = abstract_params(config, preference_model, dtype)
     if place is not None:
         abstract = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -204,9 +204,7 @@ def export(reference: str | Path, folder: Path) -> None:
     from cai_jax.models import weights
 
     source = model_folder(reference)
-    config, _ = weights.read_config(source)
-    model = load_model(reference, dtype=config.dtype)
-    export_model(folder, model, weights.read_special_tokens(source))
+    export_model(folder, load_model(reference), weights.read_special_tokens(source))
 
 
 def export_model(
@@ -231,8 +229,8 @@ def special_tokens(tokenizer: Any) -> dict[str, int | None]:
     return {name: getattr(tokenizer, f"{name}_id", None) for name in ("bos", "eos", "pad")}
 
 
-def abstract_params(config: Any, preference_model: bool) -> Any:
-    """Shapes and dtypes of the params of a causal LM or of a preference model."""
+def abstract_params(config: Any, preference_model: bool, dtype: str = "float32") -> Any:
+    """Shapes, with the dtype, of the params of a causal LM or of a preference model."""
     import jax
 
     from cai_jax.models import transformer
@@ -244,7 +242,10 @@ def abstract_params(config: Any, preference_model: bool) -> Any:
             params = transformer.add_score_head(params, config)
         return params
 
-    return jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype),
+        jax.eval_shape(init, jax.random.key(0)),
+    )
 
 
 def _from_hub(name: str) -> Path:

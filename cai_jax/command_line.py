@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cai_jax import hosts
 from cai_jax.errors import InputError
 
 
@@ -33,6 +35,55 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the JSON Lines file to write")
     parser.add_argument("--stats", type=Path, help="a JSON file for times and token counts")
     parser.add_argument("--overwrite", action="store_true", help="replace --out and --stats")
+    parser.add_argument(
+        "--num_hosts", type=int, metavar="N", help="processes, each of which takes a part of lines"
+    )
+    parser.add_argument("--host", type=int, metavar="I", help="which of them this is, from 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The part of a file's lines that is this process's: they need not know each other."""
+
+    index: int = 0
+    count: int = 1
+
+    def lines(self, total: int) -> slice:
+        """Of so many lines: contiguous, in the order of the processes."""
+        return slice(total * self.index // self.count, total * (self.index + 1) // self.count)
+
+    def file(self, path: Path) -> Path:
+        """Where it goes: a shard of `path` (`data/rows.py`) if there are others."""
+        from cai_jax.data import rows
+
+        return path if self.count == 1 else rows.shard(path, self.index, self.count)
+
+
+def checked_part(args: argparse.Namespace) -> Part:
+    """Which part --num_hosts and --host mean, or the environment; refuses outputs that are there.
+
+    Raises:
+        InputError: as `check_outputs`; or nothing says which of several processes this is.
+    """
+    part = Part()
+    if args.num_hosts is not None or args.host is not None:
+        part = Part(-1 if args.host is None else args.host, args.num_hosts or 0)
+        if not 0 <= part.index < part.count:
+            raise InputError(
+                "hosts: expected --num_hosts=N and --host=I together, I from 0 to N - 1, found "
+                f"{args.num_hosts} and {args.host}"
+            )
+    elif others := hosts.asked(None, None, None, os.environ):
+        if others.index is None or others.count is None:
+            raise InputError(
+                "hosts: expected --num_hosts=N and --host=I on each of the several hosts that the "
+                "environment speaks of, found neither"
+            )
+        part = Part(others.index, others.count)
+    paths = [path for path in (args.out, args.stats) if path is not None]
+    check_outputs(paths, args.overwrite and part.count == 1)
+    check_outputs(map(part.file, paths), args.overwrite)
+    return part
 
 
 def keep_compiled() -> None:

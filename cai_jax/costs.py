@@ -106,7 +106,7 @@ def training_memory(
 def sampling_memory(model: Model, mesh: Mapping[str, int], rows: int, length: int) -> Memory:
     """To sample rows of length tokens, prompt and all."""
     return Memory(
-        weights=4 * model.parameters / _shards(mesh),
+        weights=_bytes(model.config) * model.parameters / _shards(mesh),
         optimizer=0.0,
         gradients=0.0,
         activations=_sampling_activations(model.config, mesh, rows, length),
@@ -344,7 +344,8 @@ def _seconds(
     else:
         return arithmetic
     writing = [m for role in ("model", "models") if role in models for m in models[role]]
-    parameters = sum(model.parameters for model in writing) / max(len(writing), 1)
+    # PPO samples from the float32 parameters that it trains.
+    weights = [m.parameters * (4 if kind == "ppo" else _bytes(m.config)) for m in writing]
     # What fsdp splits is gathered, and read whole, by every device.
-    read = 4 * parameters / _size(config["mesh"], "tensor")
+    read = sum(weights) / max(len(writing), 1) / _size(config["mesh"], "tensor")
     return arithmetic + counts["tokens"] / rows * read / (device.bandwidth * BANDWIDTH_REACHED)

@@ -4,7 +4,8 @@ Reads one {"prompt": text} or {"messages": [{"role", "content"}, ...]} a line; t
 through the model's chat template, whose end of a turn then ends completions; control tokens spelled
 out in a message are text. Writes, in the same order, {"prompt", "completions": [{"text",
 "token_ids", "logprobs", "finish_reason"}]}. A completion depends on the seed, the line's number and
-the sample's number: not on the other lines or the batch size.
+the sample's number: not on the other lines or the batch size. With --num_hosts=N and --host=I each
+of N processes writes its part of the lines, OUT-0000I-of-0000N.jsonl: together what one writes.
 """
 
 from __future__ import annotations
@@ -67,8 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(f"{name}: expected at least 1, found {getattr(args, name)}")
     if not 0 <= args.memory < float("inf"):
         raise InputError(f"memory: expected 0 (no bound) or more, found {args.memory}")
-    command_line.check_outputs((args.out, args.stats), args.overwrite)
+    part = command_line.checked_part(args)
     records = read_prompts(args.prompts)
+    lines = range(len(records))[part.lines(len(records))]
+    in_chat = any(not isinstance(value, str) for _, value in records)
+    records = [records[line] for line in lines]
 
     from cai_jax.checkpoints import load_model
     from cai_jax.core.keys import base_key
@@ -81,14 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text, ids = _encode(value, model.tokenizer, where)
         texts.append(text)
         prompts.append(ids)
-    if any(not isinstance(value, str) for _, value in records):
+    if in_chat:
         # Where a turn's end is not the end of text, as in Gemma, an answer ends there all the same.
         end = model.tokenizer.chat_end()
         settings = dataclasses.replace(settings, stop=(*settings.stop, *([end] if end else [])))
 
     samples = range(args.num_samples)
     # The line's number and the sample's: more samples leave the first ones as they are.
-    ids = [line | sample << 32 for line in range(len(prompts)) for sample in samples]
+    ids = [line | sample << 32 for line in lines for sample in samples]
     stats = Stats()
     with Progress("generate", len(ids), unit="completions") as progress:
         completions = generate(
@@ -114,14 +118,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for completion in completions
     ]
     command_line.write_lines(
-        args.out,
+        part.file(args.out),
         (
             {"prompt": text, "completions": written[first : first + args.num_samples]}
             for text, first in zip(texts, range(0, len(written), args.num_samples))
         ),
     )
     if args.stats is not None:
-        command_line.write_lines(args.stats, [dataclasses.asdict(stats)])
+        command_line.write_lines(part.file(args.stats), [dataclasses.asdict(stats)])
 
 
 def read_prompts(path: Path) -> list[tuple[str, str | list[dict[str, str]]]]:

@@ -220,7 +220,7 @@ def decode_programs(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> list[
     new = max(config[name] for name in limits)
     length = PROMPT_TOKENS
     span = batching.bucket(length + new, engine.SMALLEST_SPAN)
-    params = checkpoints.abstract_params(model, preference_model=False)
+    params = checkpoints.abstract_params(model, preference_model=False, dtype=model.dtype)
     params = placed_as(params, sharding.tree_shardings(params, mesh))
     by_row, whole = placing.rows_sharding(mesh), sharding.replicated(mesh)
     tokens, counts, of_slots = placed_as(

@@ -3,7 +3,8 @@
 Reads one {"prompt": text, "completions": [text, ...]} a line. Writes, in the same order,
 {"completions": [{"token_ids", "logprobs", "total"}]}: the log-probability (nats) of each token of a
 completion given the prompt and the tokens before it, and their sum. The prompt and each completion
-are tokenized by themselves. A prompt shared by completions or lines is computed once.
+are tokenized by themselves. A prompt shared by completions or lines is computed once. With
+--num_hosts=N and --host=I each of N processes writes its part, as in `generate.py`.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command_line.keep_compiled()
     if args.batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, found {args.batch_size}")
-    command_line.check_outputs((args.out, args.stats), args.overwrite)
+    part = command_line.checked_part(args)
     records = read_texts(args.texts)
+    records = records[part.lines(len(records))]
 
     from cai_jax.checkpoints import load_model
     from cai_jax.core.progress import Progress
@@ -59,14 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             progress=progress,
         )
     command_line.write_lines(
-        args.out,
+        part.file(args.out),
         (
             {"completions": [_written(ids, array) for ids, array in zip(texts, arrays)]}
             for texts, arrays in zip(completions, scored)
         ),
     )
     if args.stats is not None:
-        command_line.write_lines(args.stats, [dataclasses.asdict(stats)])
+        command_line.write_lines(part.file(args.stats), [dataclasses.asdict(stats)])
 
 
 def read_texts(path: Path) -> list[tuple[str, str, list[str]]]:

@@ -9,7 +9,7 @@ refuses much by itself (--config.helpful_model= takes another). Both ask for a l
 Hardware: 64 chips of TPU v5p: heads and hidden units split over 8, the rest over 8. They are on 16
 hosts, each of which runs the command.
 Memory: computed: at most 64 GiB on each device.
-Time: computed: about 15 h for 42,496 prompts of 100 tokens, without the time of collectives.
+Time: computed: about 12 h for 42,496 prompts of 100 tokens, without the time of collectives.
 Expected: as the paper says of its largest models, for a model that began elsewhere.
 Not run by us.
 """

@@ -8,7 +8,7 @@ refuses much by itself (--config.helpful_model= takes another). Both ask for a l
 
 Hardware: one host of eight H100 of 80 GB; parameters and batches split over all.
 Memory: computed: at most 43 GiB on each device.
-Time: computed: about 13 h for 42,496 prompts of 100 tokens, without the time of collectives.
+Time: computed: about 8 h for 42,496 prompts of 100 tokens, without the time of collectives.
 Expected: critiques that are to the point, labels well above chance, an SL-CAI that explains where
 the helpful-only model complied.
 Not run by us.

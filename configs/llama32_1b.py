@@ -8,7 +8,7 @@ refuses much by itself (--config.helpful_model= takes another). Both ask for a l
 
 Hardware: one H100 of 80 GB.
 Memory: computed: at most 40 GiB on each device.
-Time: computed: about 7 h for 42,496 prompts of 100 tokens.
+Time: computed: about 5 h for 42,496 prompts of 100 tokens.
 Expected: revisions that are milder than the responses, and labels a little better than chance.
 Not run by us.
 """

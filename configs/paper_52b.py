@@ -17,7 +17,7 @@ model and of PPO, the prompts of RL (it had 965,442 more, generated), and the fe
 Hardware: 128 chips of TPU v5p: heads and hidden units split over 4, the rest over 32. They are on
 32 hosts, each of which runs the command.
 Memory: computed: at most 44 GiB on each device.
-Time: computed: about 39 h for the paper's counts, prompts of 100
+Time: computed: about 27 h for the paper's counts, prompts of 100
 tokens, without the time of collectives.
 Expected: the paper's figures 2, 3, 5 and 8.
 Not run by us.

@@ -94,12 +94,14 @@ CASES = {
     "8b-preference-v5e-16": case(
         "8b", "preference", "v5e-16", (1, 16, 1), pairs=32, **SMALL, **LAYER
     ),
-    "8b-decode-v6e-16": case("8b", "decode", "v6e-16", (1, 2, 8), batch_size=256),
+    # Weights are read for each token: whole on each of the devices that split the batch, since what
+    # fsdp splits would be sent for each token.
+    "8b-decode-v6e-16": case("8b", "decode", "v6e-16", (2, 1, 8), batch_size=256),
     "8b-decode-v5p-16": case("8b", "decode", "v5p-16", (1, 1, 8), batch_size=256),
-    "8b-decode-v5e-16": case("8b", "decode", "v5e-16", (1, 2, 8), batch_size=128),
-    "70b-decode-v5p-128": case("70b", "decode", "v5p-128", (1, 8, 8), batch_size=256),
-    "70b-decode-v6e-256": case("70b", "decode", "v6e-256", (1, 32, 8), batch_size=512),
-    "52b-decode-v5p-256": case("52b", "decode", "v5p-256", (1, 8, 16), batch_size=256),
+    "8b-decode-v5e-16": case("8b", "decode", "v5e-16", (2, 1, 8), batch_size=128),
+    "70b-decode-v5p-128": case("70b", "decode", "v5p-128", (8, 1, 8), batch_size=256),
+    "70b-decode-v6e-256": case("70b", "decode", "v6e-256", (32, 1, 8), batch_size=512),
+    "52b-decode-v5p-256": case("52b", "decode", "v5p-256", (8, 1, 16), batch_size=256),
 }
 
 

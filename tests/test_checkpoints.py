@@ -1,5 +1,7 @@
 """What a model reference means, and models saved by steps."""
 
+import json
+import shutil
 from pathlib import Path
 
 import huggingface_hub
@@ -73,10 +75,17 @@ def test_a_mesh_holds_the_same_params_in_parts(llama, step, kind):
 
 
 @pytest.mark.parametrize("kind", ["folder", "step"])
-def test_half_precision_is_the_rounded_whole(llama, step, kind):
-    source = llama if kind == "folder" else step
-    half = tiny_models.leaves(checkpoints.load_model(source, dtype="bfloat16").params)
-    whole = tiny_models.leaves(checkpoints.load_model(source).params)
+def test_half_precision_is_the_rounded_whole(llama, step, kind, tmp_path):
+    """A model that computes in it is loaded so, unless it is to be trained."""
+    source = shutil.copytree(llama if kind == "folder" else step, tmp_path / "half")
+    config_file = source / ("config.json" if kind == "folder" else "model/config.json")
+    config = json.loads(config_file.read_text())
+    config_file.write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    half = tiny_models.leaves(checkpoints.load_model(source).params)
+    assert checkpoints.load_model(source, dtype="float32").params["final_norm"]["scale"].dtype == (
+        np.float32
+    )
+    whole = tiny_models.leaves(checkpoints.load_model(llama if kind == "folder" else step).params)
     assert half.keys() == whole.keys()
     for name, leaf in half.items():
         assert leaf.dtype == ml_dtypes.bfloat16

@@ -11,6 +11,7 @@ import tiny_models
 import torch
 
 from cai_jax import checkpoints, command_line, generate
+from cai_jax.data.schema import json_lines
 
 PROMPTS = ["\n\nHuman: hi\n\nAssistant:", "the", "é </s> x", "sixteen tokens,.", "man"]
 
@@ -28,7 +29,7 @@ def llama(tmp_path_factory):
 def job(llama, tmp_path):
     """Writes lines to a file, runs the job on it, and gives what it wrote."""
 
-    def run(lines, *flags, out="out.jsonl", source="in.jsonl"):
+    def run(lines, *flags, out="out.jsonl", source="in.jsonl", read=None):
         write_lines(tmp_path / source, lines)
         generate.main(
             [
@@ -40,7 +41,9 @@ def job(llama, tmp_path):
                 *flags,
             ]
         )
-        return [json.loads(line) for line in (tmp_path / out).read_text("utf-8").splitlines()]
+        return [
+            json.loads(line) for line in (tmp_path / (read or out)).read_text("utf-8").splitlines()
+        ]
 
     return run
 
@@ -120,6 +123,28 @@ def test_samples_depend_on_seed_line_and_number_alone(job):
     assert fewer == three[:2]
     other = ids(job(records, "--seed=6", out="other.jsonl"))
     assert all(a != b for a, b in zip(other, one))
+
+
+def test_parts_of_several_processes_are_what_one_writes(job, tmp_path, monkeypatch):
+    records = [{"prompt": prompt} for prompt in PROMPTS]
+    whole = job(records, "--num_samples=2", out="whole.jsonl")
+    for host in (2, 0):
+        name = f"out-0000{host}-of-00003.jsonl"
+        job(records, "--num_samples=2", "--num_hosts=3", f"--host={host}", read=name)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
+    monkeypatch.setenv("JAX_PROCESS_ID", "1")
+    job(records, "--num_samples=2", read="out-00001-of-00003.jsonl")
+    # Under the name of the whole the reader finds them all.
+    parts = [value for _, value in json_lines(tmp_path / "out.jsonl")]
+    assert [texts_of(line) for line in parts] == [texts_of(line) for line in whole]
+    for one, other in zip(parts, whole, strict=True):
+        for a, b in zip(one["completions"], other["completions"], strict=True):
+            assert a["logprobs"] == pytest.approx(b["logprobs"], abs=1e-4)
+
+
+def texts_of(line):
+    return [(one["text"], one["token_ids"], one["finish_reason"]) for one in line["completions"]]
 
 
 def test_messages_go_through_the_chat_template(job, llama):
@@ -236,6 +261,24 @@ def test_bad_input_is_one_line_and_leaves_nothing(job, tmp_path, capsys, lines, 
 )
 def test_bad_usage_is_one_line_and_leaves_nothing(job, tmp_path, capsys, flags, message):
     assert message in refused(capsys, job, [GOOD], *flags)
+    assert os.listdir(tmp_path) == ["in.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "message"),
+    [
+        (["--num_hosts=2"], {}, "--host=I together, I from 0 to N - 1, found 2 and None"),
+        (["--num_hosts=2", "--host=2"], {}, "I from 0 to N - 1, found 2 and 2"),
+        ([], {"SLURM_STEP_NUM_TASKS": "2"}, "expected --num_hosts=N and --host=I on each of the"),
+    ],
+    ids=["half", "beyond", "slurm"],
+)
+def test_whose_part_it_is_must_be_said(
+    job, tmp_path, capsys, monkeypatch, flags, environment, message
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert message in refused(capsys, job, [{"prompt": "a"}], *flags)
     assert os.listdir(tmp_path) == ["in.jsonl"]
 
 

@@ -8,6 +8,7 @@ import references
 import tiny_models
 
 from cai_jax import checkpoints, score
+from cai_jax.data.schema import json_lines
 
 RECORDS = [
     {"prompt": "the Human", "completions": [" is", " was here", ""]},
@@ -81,6 +82,19 @@ BAD_FILES = {
         "completion), found 101",
     ),
 }
+
+
+def test_parts_of_several_processes_are_what_one_writes(job, tmp_path):
+    whole = job(RECORDS)
+    os.remove(tmp_path / "out.jsonl")
+    for host in range(5):  # more than there are lines
+        with pytest.raises(FileNotFoundError):  # there is no whole
+            job(RECORDS, "--num_hosts=5", f"--host={host}")
+    parts = [value for _, value in json_lines(tmp_path / "out.jsonl")]
+    for one, other in zip(parts, whole, strict=True):
+        for a, b in zip(one["completions"], other["completions"], strict=True):
+            assert a["token_ids"] == b["token_ids"]
+            assert a["total"] == pytest.approx(b["total"], abs=1e-4)
 
 
 @pytest.mark.parametrize(("lines", "message"), BAD_FILES.values(), ids=BAD_FILES)

@@ -10,6 +10,7 @@ Axes: B slots, F requests placed at a time, T tokens, C tokens of a chunk, E sto
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -90,18 +91,25 @@ def serve(
     running: dict[int, Session] = {}
     waiting: list[Waiting] = []
     requests: dict[int, Request] = {}
-    more = True
+    coming: collections.deque[tuple[int, Session]] = collections.deque()  # of the queue, the next
 
     def ask(number: int, request: Request, slot: int | None) -> None:
         requests[number] = request
         waiting.append(Waiting(number, np.asarray(request.prompt[:-1], np.int32), slot))
 
+    def together() -> int:
+        """How many are placed at a time."""
+        if plan.again:
+            return min(plan.refill, -(-len(running) // 4))
+        # The last ones wait for nobody.
+        return min(plan.refill, len(coming) + len(waiting)) or plan.refill
+
     while True:
-        while more and len(running) < plan.slots:
-            number, session = next(queue, (-1, None))
-            if session is None:
-                more = False
+        while len(running) < plan.slots:
+            coming.extend(itertools.islice(queue, 0 if coming else 1))
+            if not coming:
                 break
+            number, session = coming.popleft()
             try:
                 request = next(session)
             except StopIteration as over:
@@ -111,11 +119,12 @@ def serve(
             ask(number, request, None)
         if not running:
             return
-        if waiting and (len(waiting) >= plan.refill or not engine.seats):
+        coming.extend(itertools.islice(queue, plan.refill - len(coming)))
+        if waiting and (len(waiting) >= together() or not engine.seats):
             engine.place(waiting, requests)
             waiting.clear()
         hosts.stop_if_asked()
-        for slot, seat, completion in engine.step(plan.refill - len(waiting)):
+        for slot, seat, completion in engine.step(together() - len(waiting)):
             if progress is not None:
                 progress.advance(1)
             try:
@@ -334,9 +343,9 @@ class Engine:
 
         They keep what they have, unless it is too little, or more than twice what is needed.
         """
-        used = list(self.seats)
-        live = (int(self.slots.column[slot]) + CHUNK for slot in used)
-        needed = batching.bucket(max(itertools.chain(lengths, live)), SMALLEST_SPAN)
+        of, used = self.slots, list(self.seats)
+        live = of.column[used] + np.minimum(of.budget[used] - of.generated[used], CHUNK)
+        needed = batching.bucket(max([*lengths, *live.tolist()]), SMALLEST_SPAN)
         if self.span < needed or self.span >= 2 * needed:
             if self.past is None:
                 self.past = slots.empty_jit(

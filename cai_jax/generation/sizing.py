@@ -30,6 +30,7 @@ class SlotPlan(NamedTuple):
     span: int  # S: columns of the largest slots
     bytes: int  # of keys and values, over all devices
     eight_bits: bool = False  # keys and values rounded to 8 bits
+    again: bool = False  # who is in the queue asks again
 
     def __str__(self) -> str:
         size = f"{self.bytes / 2**20:,.1f} MiB"
@@ -63,15 +64,15 @@ def plan_slots(
     """
     slots = row_count(requests, batch_size, mesh)
     while True:
-        # All at once, or a quarter at a time, so that it is worth it and none waits for long.
+        # All at once, or an eighth at a time, so that it is worth it and few slots wait for it.
         # Who asks again is never placed alone: it would show nobody what it shares with the next.
-        part = slots if requests <= slots and not again else -(-slots // 4)
+        part = slots if requests <= slots and not again else -(-slots // 8)
         part = max(part, min(slots, 2)) if again else part
         refill = row_count(part, part, mesh)
         stored = (2 * slots + refill) * span * column_bytes(config, eight_bits)
         one = row_count(1, 1, mesh)
         taken = stored + (slots * CHUNK + (refill + 2 * one) * span) * column_bytes(config)
-        plan = SlotPlan(slots, refill, span, taken, eight_bits)
+        plan = SlotPlan(slots, refill, span, taken, eight_bits, again)
         if memory is None or taken <= memory:
             return plan
         fewer = row_count(slots // 2, max(slots // 2, 1), mesh)

@@ -98,7 +98,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     check(config, inputs)
     device_mesh = mesh.make_mesh(config.mesh)
     check_divides(config, sharding.batch_parts(device_mesh))
-    model = checkpoints.load_model(inputs["model"], device_mesh)
+    model = checkpoints.load_model(inputs["model"], device_mesh, "float32")
     model = checkpoints.in_format(model, config.dialogue_format)
     render = dialogue_format(config.dialogue_format).dialogue
     if "score_head" in model.params:

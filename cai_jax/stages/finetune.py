@@ -247,7 +247,7 @@ def load_or_initialize(
     from cai_jax.models.language_model import LanguageModel
 
     if not config.initialize:
-        return checkpoints.load_model(reference, device_mesh)
+        return checkpoints.load_model(reference, device_mesh, "float32")
     source = checkpoints.model_folder(reference)
     model_config, _ = weights.read_config(source)
     abstract = checkpoints.abstract_params(model_config, preference_model=False)

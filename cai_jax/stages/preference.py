@@ -107,7 +107,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     check(config, inputs)
     device_mesh = mesh.make_mesh(config.mesh)
     check_divides(config, sharding.batch_parts(device_mesh))
-    model = checkpoints.load_model(inputs["model"], device_mesh)
+    model = checkpoints.load_model(inputs["model"], device_mesh, "float32")
     model = checkpoints.in_format(model, config.dialogue_format)
     render = dialogue_format(config.dialogue_format).dialogue
     longest = min(config.sequence_length, model.config.max_positions)

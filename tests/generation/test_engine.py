@@ -166,8 +166,21 @@ def test_a_long_completion_holds_back_nobody(llama):
     assert stats.decode_steps == 40
 
 
-def test_slots_are_fitted_to_memory_and_stated_before(llama):
+def test_the_last_request_takes_the_first_slot_that_is_free(llama):
+    model = llama[0]._replace(tokenizer=Endless(llama[0].tokenizer))
+    prompts = [[7 + number] * 5 for number in range(10)]
+    settings = [SamplingSettings(2 if number == 3 else 12, 0.0) for number in range(10)]
+    stats, plans = Stats(), []
+    run(model, prompts, settings, range(10), 9, stats=stats, announce=plans.append)
+    assert plans[0].refill == 2 and stats.decode_steps == 2 + 12
+
+
+def test_slots_are_fitted_to_memory_and_stated_before(llama, monkeypatch):
     model = llama[0]
+    spans, fit = [], engine.Engine._fit
+    monkeypatch.setattr(
+        engine.Engine, "_fit", lambda self, *given: (fit(self, *given), spans.append(self.span))
+    )
     prompts = [[5] * 20 + [i] for i in range(3, 19)]
     settings = SamplingSettings(6, 0.0)
     plans: list[sizing.SlotPlan] = []
@@ -177,15 +190,19 @@ def test_slots_are_fitted_to_memory_and_stated_before(llama):
     assert sizing.column_bytes(model.config) == 128
     # 16 slots of 32 columns, while they grow twice, and once for prompts that go on; 16 a chunk;
     # a trunk, and a copy of it while it is read.
-    assert plan == (16, 16, 32, 128 * (2 * 16 * 32 + 2 * 16 * 32 + 2 * 32 + 16 * 16), False)
+    assert plan == (16, 16, 32, 128 * (2 * 16 * 32 + 2 * 16 * 32 + 2 * 32 + 16 * 16), False, False)
     assert str(plan) == "16 slots of up to 32 positions: 0.3 MiB of keys and values"
     stats = Stats()
+    budgets = [1 + number % 6 for number in range(16)]
+    shorter = [dataclasses.replace(settings, max_new_tokens=budget) for budget in budgets]
     fewer = run(
-        model, prompts, settings, range(16), 16, memory=110_000, announce=plans.append, stats=stats
+        model, prompts, shorter, range(16), 16, memory=110_000, announce=plans.append, stats=stats
     )
     assert plans[1].slots == stats.slots == 8
     assert plans[1].bytes <= 110_000 < plans[0].bytes
-    assert [completion.token_ids for completion in fewer] == [c.token_ids for c in base]
+    for completion, whole, budget in zip(fewer, base, budgets):
+        assert completion.token_ids == whole.token_ids[:budget]
+    assert set(spans) == {32}  # those that go on while others are placed need no more either
     with pytest.raises(
         InputError,
         match=r"^memory: expected at least 0\.\d MiB for 1 slots of 32 positions, found 0\.0 MiB; "

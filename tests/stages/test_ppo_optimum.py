@@ -82,7 +82,10 @@ class Task:
             scores = np.asarray(score(said), np.float32)
             means.append(scores.mean())
             key = jax.random.fold_in(jax.random.key(seed), iteration)
-            state, _, _ = self.update(state, experience._replace(scores=scores), controls, key)
+            experience = experience._replace(scores=scores)
+            state, _, metrics = self.update(state, experience, controls, key)
+            # Of policy and reference, which are still the same.
+            assert iteration or float(metrics["kl"]) == 0
         return state, np.array(means)
 
     def log_probability(self, params, responses):
@@ -125,8 +128,11 @@ def responses_of_two():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"advantage": "gae", "baseline": "none"}, {"advantage": "leave_one_out"}],
-    ids=["gae", "leave_one_out"],
+    [
+        {"advantage": "gae", "baseline": "none", "epochs": 4, "minibatches": 1},
+        {"advantage": "leave_one_out"},
+    ],
+    ids=["gae_in_one_minibatch", "leave_one_out"],
 )
 def test_the_policy_becomes_the_kl_regularised_optimum(changes):
     """pi* = pi_ref exp(r / beta) / Z, to a total variation below 0.05."""
