@@ -40,11 +40,14 @@ def save_async(folder: Path, tree: Any) -> Callable[[], None]:
 
     When it returns, the arrays are on the host: the caller may donate them.
     """
-    with _os_errors(folder):
-        response = _orbax().save_async(Path(folder).absolute(), tree)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_unmissed())
+        with _os_errors(folder):
+            response = _orbax().save_async(Path(folder).absolute(), tree)
+        until_its_end = stack.pop_all()
 
     def wait() -> None:
-        with _os_errors(folder):
+        with until_its_end, _os_errors(folder):
             response.result()
 
     return wait
@@ -79,8 +82,13 @@ def restore(folder: Path, abstract_tree: Any = None) -> Any:
 
 @contextlib.contextmanager
 def _unmissed() -> Iterator[None]:
-    """Drops Orbax's warnings that a folder has no database: what is not restored raises anyway."""
-    said = ("Skipping merge of OCDBT", "TensorStore data files not found")
+    """Drops what Orbax says besides raising it: that a folder has no database (what is not restored
+    raises), and the tracebacks of its threads, of which a full disk ends three."""
+    said = (
+        "Skipping merge of OCDBT",
+        "TensorStore data files not found",
+        "_SignalingThread.run() raised an exception",
+    )
     log = logging.getLogger("absl")
 
     def keep(record: logging.LogRecord) -> bool:

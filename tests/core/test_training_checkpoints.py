@@ -240,7 +240,7 @@ def test_a_write_that_the_system_refuses_is_an_oserror_of_the_run(tmp_path, monk
     assert rewind(folder) == 2
 
 
-def test_a_full_disk_under_orbax_is_an_oserror(tmp_path):
+def test_a_full_disk_under_orbax_is_an_oserror_and_nothing_else(tmp_path, caplog):
     """The limit on the size of files is the kernel's, and so is the error."""
     state = {"params": jax.random.normal(jax.random.key(0), (40_000,))}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -253,6 +253,7 @@ def test_a_full_disk_under_orbax_is_an_oserror(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert error.value.errno == errno.EFBIG
+    assert [record.getMessage() for record in caplog.records] == []
     assert not any_good(tmp_path) and rewind(tmp_path) is None
 
 
