@@ -25,23 +25,24 @@ def heads_sharding(mesh: Mesh, kv_heads: int, layers: int = 1) -> NamedSharding:
 
 def split_cache(cache: Cache, mesh: Mesh | None) -> Cache:
     """Pins the layout of a cache."""
-    if mesh is None:
-        return cache
-    return Cache(
-        keys=jax.tree.map(lambda array: _by_head(array, mesh), cache.keys),
-        values=jax.tree.map(lambda array: _by_head(array, mesh), cache.values),
-        valid=lax.with_sharding_constraint(cache.valid, NamedSharding(mesh, P(ROWS))),
-        length=lax.with_sharding_constraint(cache.length, NamedSharding(mesh, P())),
-    )
+    return cache if mesh is None else _pinned(cache, cache_specs(cache, mesh), mesh)
 
 
 def split_past(past: Past, mesh: Mesh | None) -> Past:
     """Pins the layout of the slots' keys and values, so that no call compiles anew for another."""
-    if mesh is None:
-        return past
-    scales = jax.tree.map(lambda array: _by_head(array, mesh, 3), past.scales)
-    keys, values = jax.tree.map(lambda array: _by_head(array, mesh), (past.keys, past.values))
-    return Past(keys, values, past.lengths, scales)
+    return past if mesh is None else _pinned(past, past_specs(past, mesh), mesh)
+
+
+def cache_specs(cache: Cache, mesh: Mesh) -> Any:
+    """How a cache is split, as a tree like it."""
+    keys, values = _specs((cache.keys, cache.values), mesh)
+    return Cache(keys, values, P(ROWS), P())  # type: ignore[arg-type]
+
+
+def past_specs(past: Past, mesh: Mesh) -> Any:
+    """How the slots' keys and values are split, as a tree like them."""
+    keys, values = _specs((past.keys, past.values), mesh)
+    return Past(keys, values, past.lengths, _specs(past.scales, mesh, 3))
 
 
 def split_trunk(trunk: Trunk, mesh: Mesh | None) -> Trunk:
@@ -49,17 +50,31 @@ def split_trunk(trunk: Trunk, mesh: Mesh | None) -> Trunk:
     if mesh is None:
         return trunk
 
-    def split(array: Any) -> Any:
-        layers = array.ndim - 4
-        of_rows = heads_sharding(mesh, array.shape[1 + layers], layers).spec
-        spec = P(*(None if axis == ROWS else axis for axis in of_rows))
-        return lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
-
-    return jax.tree.map(split, trunk)
+    return _pinned(trunk, unsplit_rows(_specs(trunk, mesh)), mesh)
 
 
-def _by_head(array: Any, mesh: Mesh, axes: int = 4) -> Any:
-    layers = array.ndim - axes
-    return lax.with_sharding_constraint(
-        array, heads_sharding(mesh, array.shape[1 + layers], layers)
+def unsplit_rows(specs: Any) -> Any:
+    """The specs without a split of the rows: heads alone are."""
+
+    def of(spec: P) -> P:
+        return P(*(None if axis == ROWS else axis for axis in spec))
+
+    return jax.tree.map(of, specs, is_leaf=lambda node: isinstance(node, P))
+
+
+def _specs(arrays: Any, mesh: Mesh, axes: int = 4) -> Any:
+    """Of arrays [L, B, K, ...] with so many axes, or one more for L."""
+
+    def of(array: Any) -> P:
+        layers = array.ndim - axes
+        return heads_sharding(mesh, array.shape[1 + layers], layers).spec
+
+    return jax.tree.map(of, arrays)
+
+
+def _pinned(tree: Any, specs: Any, mesh: Mesh) -> Any:
+    return jax.tree.map(
+        lambda array, spec: lax.with_sharding_constraint(array, NamedSharding(mesh, spec)),
+        tree,
+        specs,
     )

@@ -10,13 +10,14 @@ E stop tokens.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 
+from cai_jax.generation import slot_rows
 from cai_jax.generation.distribution import Filter, Mode, draw, uniforms
 from cai_jax.generation.placing import split_cache, split_past, split_trunk
 from cai_jax.models import transformer
@@ -87,6 +88,7 @@ def extend(
     counts: jax.Array,
     trunk: Trunk | None = None,
     base: jax.Array | None = None,
+    mesh: Mesh | None = None,
 ) -> Past:
     """The slots with more tokens in some of them.
 
@@ -100,28 +102,37 @@ def extend(
         counts: [F] tokens of them.
         trunk: of some of them.
         base: [F] tokens of the trunk, or 0; None: 0.
+        mesh: splits the slots.
     """
     position = kept if base is None else kept + base
-    before = _taken(past, rows)._replace(lengths=position, trunk=trunk, base=base)
+    before = slot_rows.take(past, rows, mesh)._replace(lengths=position, trunk=trunk, base=base)
     cache = _read(params, config, tokens, counts, position, before)
-    return write(past, cache, rows, kept)
+    return write(past, cache, rows, kept, mesh)
 
 
-def write(past: Past, cache: Cache, rows: jax.Array, firsts: jax.Array) -> Past:
+def write(
+    past: Past,
+    cache: Cache,
+    rows: jax.Array | None,
+    firsts: jax.Array,
+    mesh: Mesh | None = None,
+) -> Past:
     """The slots `rows` [F] with the columns of a cache [F, T] from columns firsts [F] on.
 
-    What would go past the last column is left out: there are no tokens.
+    What would go past the last column is left out: there are no tokens. None: all slots [B].
     """
     if past.scales is None:
-        return _put(past, Past(cache.keys, cache.values, None), rows, firsts)
+        return slot_rows.put(past, Past(cache.keys, cache.values, None), rows, firsts, mesh)
     keys, of_keys = _in_eight_bits(cache.keys, -2)
     values, of_values = _in_eight_bits(cache.values, -1)
-    return _put(past, Past(keys, values, None, (of_keys, of_values)), rows, firsts)
+    new = Past(keys, values, None, (of_keys, of_values))
+    return slot_rows.put(past, new, rows, firsts, mesh)
 
 
-def copy(past: Past, sources: jax.Array, rows: jax.Array) -> Past:
+def copy(past: Past, sources: jax.Array, rows: jax.Array, mesh: Mesh | None = None) -> Past:
     """The slots, of which `rows` [F] are copies of what the slots `sources` [F] were."""
-    return _put(past, _taken(past, sources), rows, jnp.zeros_like(rows))
+    taken = slot_rows.take(past, sources, mesh)
+    return slot_rows.put(past, taken, rows, jnp.zeros_like(rows), mesh)
 
 
 def resized(past: Past, span: int) -> Past:
@@ -135,7 +146,7 @@ def resized(past: Past, span: int) -> Past:
         widths[axis] = (0, span - array.shape[axis])
         return jnp.pad(array, widths)
 
-    return _each(resize, past)
+    return slot_rows.each(resize, past)
 
 
 def decode(
@@ -255,10 +266,6 @@ def _prepared(
     return params, init_cache(config, batch, span, by_layer=one_by_one)
 
 
-def _taken(past: Past, rows: jax.Array) -> Past:
-    return _each(lambda array, axes: jnp.take(array, rows, axis=axes[0]), past)
-
-
 def _in_eight_bits(arrays: Arrays, axis: int) -> tuple[Arrays, Arrays]:
     """Whole numbers -127 to 127, and the factors along an axis that give them back, rounded."""
 
@@ -272,47 +279,6 @@ def _in_eight_bits(arrays: Arrays, axis: int) -> tuple[Arrays, Arrays]:
     factors = jax.tree.map(factors_of, arrays)
     squeezed = jax.tree.map(lambda factor: jnp.squeeze(factor, axis), factors)
     return jax.tree.map(whole, arrays, factors), squeezed
-
-
-def _each(change: Callable[..., jax.Array], past: Past, *others: Past) -> Past:
-    """`change(array, (axis of the rows, axis of the columns), *others')` of each array."""
-
-    def of(axes: tuple[int, int], *arrays: Any) -> Any:
-        def changed(array, *more):
-            return change(array, tuple(axis + array.ndim for axis in axes), *more)
-
-        return jax.tree.map(changed, *arrays)
-
-    both = (past, *others)
-    scales = None
-    if past.scales is not None:
-        scales = of((-3, -1), *(one.scales for one in both))
-    keys = of((-4, -1), *(one.keys for one in both))
-    return Past(keys, of((-4, -2), *(one.values for one in both)), past.lengths, scales)
-
-
-def _put(past: Past, new: Past, rows: jax.Array, firsts: jax.Array) -> Past:
-    """`write` of arrays that are as those of the slots; one row after the other, in place."""
-
-    def put_row(number: jax.Array, past: Past) -> Past:
-        def put(array: jax.Array, axes: tuple[int, int], theirs: jax.Array) -> jax.Array:
-            row, axis = axes
-            span, width = array.shape[axis], theirs.shape[axis]
-            first = jnp.clip(firsts[number], 0, span - width)
-            shift = firsts[number] - first  # more than 0 where the last columns have no place
-            part = lax.dynamic_slice_in_dim(theirs, number, 1, axis=row)
-            place: list[Any] = [jnp.zeros((), jnp.int32)] * array.ndim
-            place[row], place[axis] = rows[number], first
-            there = lax.dynamic_slice(array, place, part.shape)
-            shape = [1] * array.ndim
-            shape[axis] = width
-            stays = (jnp.arange(width) < shift).reshape(shape)
-            part = jnp.where(stays, there, jnp.roll(part, shift, axis))
-            return lax.dynamic_update_slice(array, part, place)
-
-        return _each(put, past, new)
-
-    return lax.fori_loop(0, rows.shape[0], put_row, past)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "batch", "span", "eight_bits", "mesh"))
@@ -330,7 +296,7 @@ def prefill_jit(params, config, tokens, counts, mesh=None) -> Cache:
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames="past")
 def write_jit(past, cache, rows, firsts, mesh=None) -> Past:
     """`write`, in place."""
-    return split_past(write(past, cache, rows, firsts), mesh)
+    return split_past(write(past, cache, rows, firsts, mesh), mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="past")
@@ -338,21 +304,21 @@ def extend_jit(
     params, config, past, rows, kept, tokens, counts, mesh=None, trunk=None, base=None
 ) -> Past:
     """`extend`, in place, compiled once for each shape."""
-    longer = extend(params, config, past, rows, kept, tokens, counts, trunk, base)
+    longer = extend(params, config, past, rows, kept, tokens, counts, trunk, base, mesh)
     return split_past(longer, mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("span", "mesh"))
 def trunk_jit(past, span, mesh=None) -> Trunk:
     """The trunk that is what the first slot holds in its first columns."""
-    first = resized(_taken(past, jnp.zeros((1,), jnp.int32)), span)
+    first = resized(slot_rows.take(past, jnp.zeros((1,), jnp.int32), mesh), span)
     return split_trunk((first.keys, first.values), mesh)
 
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames="past")
 def copy_jit(past, sources, rows, mesh=None) -> Past:
     """`copy`, in place."""
-    return split_past(copy(past, sources, rows), mesh)
+    return split_past(copy(past, sources, rows, mesh), mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("span", "mesh"))
@@ -367,8 +333,7 @@ def decode_jit(
 ) -> tuple[Past, Chunk]:
     """A chunk of `decode`, written into the slots, in place; once for each shape and mode."""
     cache, chunk = decode(params, config, past, slots, limit, until, mode, trunk=trunk)
-    rows = jnp.arange(slots.token.shape[0])
-    return split_past(write(past, cache, rows, slots.column), mesh), chunk
+    return split_past(write(past, cache, None, slots.column, mesh), mesh), chunk
 
 
 @functools.partial(jax.jit, static_argnames="config")
