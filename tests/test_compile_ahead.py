@@ -141,6 +141,14 @@ def test_preference_and_decode_compile(capsys, config):
     assert decode["flops"] * 2 >= 2 * found["parameters"] * 8 * 6
 
 
+def test_slots_are_written_where_they_are(capsys, config):
+    """No device is sent the keys and values of the slots that another one has."""
+    mesh = ("--config.mesh.data=2", "--config.mesh.tensor=2")
+    found, _ = run(capsys, config, "--topology=cpu:4", "--step=decode", *mesh)
+    _, decode = found["programs"]
+    assert decode["collective_bytes"]["all-gather"] < 0.01 * decode["arguments_bytes"]
+
+
 def test_a_sweep_prints_all_and_returns_the_best(capsys, config, monkeypatch):
     monkeypatch.setattr(compile_ahead, "SWEPT_BATCHES", (1,))
     found, err = run(capsys, config, "--topology=cpu:2", "--step=finetune", "--sweep")
