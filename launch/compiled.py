@@ -76,18 +76,18 @@ CASES = {
     "8b-finetune-v6e-16": case("8b", "finetune", "v6e-16", (1, 16, 1), rows=16, **LONG),
     "8b-finetune-v5p-16": case("8b", "finetune", "v5p-16", (1, 8, 1), rows=8, **LONG),
     "8b-finetune-v5e-16": case("8b", "finetune", "v5e-16", (1, 16, 1), rows=16, **SMALL, **LONG),
-    "70b-finetune-v5p-128": case("70b", "finetune", "v5p-128", (1, 64, 1), rows=64, **LONG),
-    "70b-finetune-v6e-256": case("70b", "finetune", "v6e-256", (1, 256, 1), rows=256, **LONG),
+    "70b-finetune-v5p-128": case("70b", "finetune", "v5p-128", (1, 16, 4), rows=64, **LONG),
+    "70b-finetune-v6e-256": case("70b", "finetune", "v6e-256", (1, 64, 4), rows=192, **LONG),
     "52b-finetune-v5p-256": case(
-        "52b", "finetune", "v5p-256", (1, 128, 1), rows=128, accumulate=1, **LONG
+        "52b", "finetune", "v5p-256", (1, 16, 8), rows=128, accumulate=1, **LONG
     ),
-    "8b-ppo-v6e-16": case("8b", "ppo", "v6e-16", (1, 16, 1), prompts_per_iteration=64, **LAYER),
+    "8b-ppo-v6e-16": case("8b", "ppo", "v6e-16", (1, 4, 4), prompts_per_iteration=64, **LAYER),
     "8b-ppo-v5p-16": case("8b", "ppo", "v5p-16", (1, 8, 1), prompts_per_iteration=64, **LAYER),
     "8b-ppo-v5e-16": case(
-        "8b", "ppo", "v5e-16", (1, 16, 1), prompts_per_iteration=32, **SMALL, **LAYER
+        "8b", "ppo", "v5e-16", (1, 4, 4), prompts_per_iteration=32, **SMALL, **LAYER
     ),
     "52b-ppo-v5p-256": case(
-        "52b", "ppo", "v5p-256", (1, 128, 1), prompts_per_iteration=256, **LAYER
+        "52b", "ppo", "v5p-256", (1, 16, 8), prompts_per_iteration=256, **LAYER
     ),
     "8b-preference-v6e-16": case("8b", "preference", "v6e-16", (1, 16, 1), pairs=64, **LAYER),
     "8b-preference-v5p-16": case("8b", "preference", "v5p-16", (1, 8, 1), pairs=32, **LAYER),
