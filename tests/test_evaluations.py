@@ -90,7 +90,7 @@ def test_a_models_choices_and_refusals(models, tmp_path, capsys):
     assert line.split()[1:] == [f"{value:.3f}" for value in accuracies]
     assert not any("refusals, judged by" in text for text in printed)  # nobody did
     page = (tmp_path / "work/report/index.html").read_text()
-    assert "choices: harm types, multiple choice" in page and "contrast_homonyms" in page
+    assert "<h4>harm types, multiple choice</h4>" in page and "contrast_homonyms" in page
 
 
 def test_elo_by_a_feedback_model_and_then_by_people(models, tmp_path, capsys):
