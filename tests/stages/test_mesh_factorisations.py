@@ -141,7 +141,8 @@ def assert_same(kind, sizes):
     compared = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
     largest = 0.0
     for one, other in compared:
-        scale = max(float(np.max(np.abs(other), initial=0.0)), 1e-2)
+        # The first loss of PPO is the mean of numbers near 1 that cancel: 0, to their rounding.
+        scale = max(float(np.max(np.abs(other), initial=0.0)), 1e-1)
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * scale)
         largest = max(largest, float(np.max(np.abs(other), initial=0.0)))
     assert largest > 0.1
