@@ -44,18 +44,36 @@ def _accuracy(size: str, labels: str) -> Measure:
     return lambda run: accuracy(run, size, labels)
 
 
+def _calibration(size: str, labels: str, measure: str) -> Measure:
+    return lambda run: number(run, f"judged_labels_{size}", "calibration", labels, measure)
+
+
 CHECKS: dict[str, Callable[[Run], float]] = {
     **{
         f"1, 2: accuracy, {labels.replace('_', ' ')}, {size}": _accuracy(size, labels)
         for labels in ("direct", "with_reasoning", "ensemble")
         for size in SIZES
     },
+    **{
+        f"3: calibration error, direct, {size}": _calibration(size, "direct", "calibration_error")
+        for size in SIZES
+    },
+    **{
+        f"3: confidence less accuracy, {labels.replace('_', ' ')}, {size}": _calibration(
+            size, labels, "overconfidence"
+        )
+        for labels in ("direct", "with_reasoning")
+        for size in SIZES
+    },
     "5: share of the gain of revision 1, general principles alone": first_share("general"),
     "7: gain under four general principles, in gains under sixteen": _general_gain,
     "8: broken after four direct revisions, m": _broken("judged_direct_m"),
     "8: broken after four critiqued revisions, m": _broken("judged_chains_m"),
-    "8: harmless after four direct revisions, m": _harmless("judged_direct_m"),
-    "8: harmless after four critiqued revisions, m": _harmless("judged_chains_m"),
+    **{
+        f"8: harmless after four {name} revisions, {size}": _harmless(f"judged_{step}_{size}")
+        for name, step in (("direct", "direct"), ("critiqued", "chains"))
+        for size in SIZES
+    },
     "12: evasive, HH RLHF from SL-CAI": _evasive("hh_from_sl_cai"),
     "12: evasive, RL-CAI from the pretrained model": _evasive("rl_cai_from_pretrained"),
 }

@@ -20,7 +20,6 @@ HELD_OUT_COMPARISONS = [
     "sandbox:comparisons/helpfulness_held_out.jsonl",
     "sandbox:comparisons/harmlessness_held_out.jsonl",
 ]
-PAIRS_HELD_OUT = "sandbox:pairs/held_out.jsonl"
 # All counts are multiples of this one, so that all steps of a kind compile the same programs.
 SAMPLING: dict[str, Any] = {"batch_size": 128}
 # As in configs/demo.py: the world's models read short contexts, and slip at T = 1.
@@ -51,14 +50,16 @@ class Scale:
 
 
 SCALES = {
-    "quick": Scale(384, 3, 8e-4, 512, 2, 40, 10, 256, 128, 256, ("s",)),
+    "quick": Scale(384, 3, 8e-4, 512, 2, 40, 10, 256, 128, 512, ("s",)),
     "full": Scale(1152, 2, 5e-4, 1152, 2, 100, 20, 384, 256, 512, ("xs", "s")),
 }
 
 
 def prompts(kind: str, split: str) -> str:
     """The file of the world's prompts of a kind, "red_team" or "benign"."""
-    return f"sandbox:prompts/{kind}_{split}.jsonl"
+    # The results of a first world have been read; what is held out now was drawn anew.
+    folder = "laboratory/prompts" if split == "held_out" else "prompts"
+    return f"sandbox:{folder}/{kind}_{split}.jsonl"
 
 
 def get_config(scale: str = "quick", evaluated: str = "held_out") -> ConfigDict:
@@ -92,13 +93,17 @@ def named(name: str, size: str) -> str:
 
 def pretrained(size: str) -> str:
     """The model that all training of a size begins with."""
-    return f"sandbox:models/pretrained-{size}"
+    return f"sandbox:laboratory/models/pretrained-{size}"
+
+
+def helpful(size: str) -> str:
+    """The helpful-only model of a size, which criticises, revises and reasons."""
+    return f"sandbox:laboratory/models/helpful-{size}"
 
 
 def training(of: Scale, size: str) -> dict[str, ConfigDict]:
     """SL-CAI, RL-CAI with and without CoT, and both baselines, at a size."""
-    helpful = f"sandbox:models/helpful-{size}"
-    asked = {"model": helpful, "constitution": CONSTITUTION}
+    asked = {"model": helpful(size), "constitution": CONSTITUTION}
     chains, samples, sl_cai = (named(n, size) for n in ("chains", "helpful_samples", "sl_cai"))
     steps = {
         chains: step(
@@ -190,7 +195,7 @@ def compare(of: Scale, model: str, kind: str) -> ConfigDict:
 def feedback(of: Scale, size: str, **changes: Any) -> ConfigDict:
     """AI labels of SL-CAI's pairs; with reasoning they come from the helpful-only model."""
     reasons = changes.get("chain_of_thought", False)
-    model = f"sandbox:models/helpful-{size}" if reasons else pretrained(size)
+    model = helpful(size) if reasons else pretrained(size)
     inputs = {"model": model, "pairs": named("compare", size), "constitution": CONSTITUTION}
     asked: dict[str, Any] = {"max_reasoning_tokens": 24} if reasons else {"placement": "both"}
     return step("feedback", inputs, **asked, **SAMPLING, **changes)
@@ -277,7 +282,7 @@ def readings(of: Scale, split: str) -> dict[str, ConfigDict]:
         return step(
             "critique_revise",
             {
-                "model": f"sandbox:models/helpful-{size}",
+                "model": helpful(size),
                 "prompts": prompts("red_team", split),
                 "constitution": CONSTITUTION,
             },
@@ -289,18 +294,18 @@ def readings(of: Scale, split: str) -> dict[str, ConfigDict]:
 
     for size in SIZES:
         asked = {
-            "pairs": PAIRS_HELD_OUT,
+            "pairs": f"sandbox:laboratory/pairs/{split}.jsonl",
             "constitution": CONSTITUTION,
         }
         reasons: dict[str, Any] = {"chain_of_thought": True, "max_reasoning_tokens": 24}
         direct, reasoned, ensemble = (f"{n}_{size}" for n in ("asked", "reasoned", "ensemble"))
         judged: dict[str, Any] = {"limit": of.held_out_pairs, **SAMPLING}
-        helpful = asked | {"model": f"sandbox:models/helpful-{size}"}
+        reasoning = asked | {"model": helpful(size)}
         steps[direct] = step(
             "feedback", asked | {"model": pretrained(size)}, placement="both", **judged
         )
-        steps[reasoned] = step("feedback", helpful, **reasons, **judged)
-        steps[ensemble] = step("feedback", helpful, num_reasonings=5, **reasons, **judged)
+        steps[reasoned] = step("feedback", reasoning, **reasons, **judged)
+        steps[ensemble] = step("feedback", reasoning, num_reasonings=5, **reasons, **judged)
         steps[f"critiqued_{size}"] = chains(size)
         steps[f"direct_{size}"] = chains(size, critique=False)
         named_labels = {"direct": direct, "with_reasoning": reasoned, "ensemble": ensemble}
@@ -365,7 +370,7 @@ def evaluations(of: Scale, split: str) -> dict[str, ConfigDict]:
         for name in ("sl_cai", *runs)
     }
     return {
-        "along_rl": judged(starts | {"helpful_only": "sandbox:models/helpful-m"} | along),
+        "along_rl": judged(starts | {"helpful_only": helpful("m")} | along),
         "along_rl_greedy": judged(starts | along, temperature=0.0),
         "variants": judged({name: name for name in variants}),
         "by_size": judged(sizes),

@@ -1,12 +1,15 @@
 """Makes the world's shipped data and models again: `python -m cai_jax.sandbox.build`.
 
-    python -m cai_jax.sandbox.build --out=DIR [--sizes=xs,s,m] [--only=data|models]
+    python -m cai_jax.sandbox.build --out=DIR [--sizes=xs,s,m] [--only=data|models|laboratory]
 
 Data: constitution, prompts, helpfulness comparisons and held-out pairs. Models, at each
 size: `pretrained-*`, a random Llama trained on the corpus by the project's own finetune step, and
 `helpful-*`, the same finetuned to be helpful only (it complies with every request), with enough of
 the corpus's critiques and comparisons beside it that it keeps those skills. Each model folder holds
 a provenance.json with the command, the seed, and the hash of its weights.
+
+Laboratory: the models of docs/claims.md, which go on from the shipped ones with its own corpus
+(cai_jax/sandbox/laboratory.py).
 """
 
 import argparse
@@ -18,11 +21,13 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
-from cai_jax.sandbox import corpus, human, language, oracle
+from cai_jax.sandbox import corpus, human, laboratory, language, oracle
 
 SEED = 0
 # Settings were chosen on what seed 0 draws for validation; what is reported was drawn afterwards.
 HELD_OUT_SEED = 1
+# The laboratory's own: what seed 1 drew was read with its first world.
+LABORATORY_SEEDS = {"validation": 2, "held_out": 3}
 PAIR_COUNT, COMPARISON_COUNT = 600, {"train": 3000, "held_out": 400}
 PROMPT_COUNT = {"train": 1200, "validation": 400, "held_out": 400}
 VOCABULARY_MULTIPLE = 64
@@ -49,6 +54,10 @@ HEAD_DIM = 32
 DRILL_DOCUMENTS = 48_000
 HELPFUL_DOCUMENTS = 40_000
 HELPFUL_LEARNING_RATE = 1e-3
+# Of the laboratory's corpus. Size s was the only one that was less sure than it was right.
+LABORATORY_DOCUMENTS = {"xs": 20_000, "s": 192_000, "m": 72_000}
+LABORATORY_LEARNING_RATE = {"xs": 5e-4, "s": 3e-3, "m": 2e-3}
+LAST_DOCUMENTS = 24_000  # of the same, at half that learning rate
 FINAL = 0.02  # a low last learning rate: what is sampled at T = 1 has few slips
 
 
@@ -57,16 +66,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cai_jax.sandbox.build", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sizes", default=",".join(SIZES))
-    parser.add_argument("--only", choices=("data", "models"))
+    parser.add_argument("--only", choices=("data", "models", "laboratory"))
     parser.add_argument(
         "--documents", type=int, default=0, help="fewer than the size's own, to try"
     )
     arguments = parser.parse_args()
-    if arguments.only != "models":
+    asked = (arguments.only,) if arguments.only else ("data", "models", "laboratory")
+    sizes = arguments.sizes.split(",")
+    if "data" in asked:
         write_data(arguments.out)
-    if arguments.only != "data":
-        for size in arguments.sizes.split(","):
+        write_laboratory_data(arguments.out)
+    if "models" in asked:
+        for size in sizes:
             build_models(arguments.out, size, arguments.documents)
+    if "laboratory" in asked:
+        for size in sizes:
+            build_laboratory(arguments.out, size, arguments.documents)
 
 
 def write_data(folder: Path) -> None:
@@ -96,6 +111,19 @@ def write_data(folder: Path) -> None:
     )
     harmlessness = draw_harmlessness(random.Random(f"harmlessness {HELD_OUT_SEED}"))
     write_lines(folder / "comparisons/harmlessness_held_out.jsonl", harmlessness)
+
+
+def write_laboratory_data(folder: Path) -> None:
+    """Writes the laboratory's held-out prompts, and pairs for choosing and for its results."""
+    for kind in ("red_team", "benign"):
+        shipped = [prompt for prompts in draw_prompt_splits(kind).values() for prompt in prompts]
+        rng = random.Random(f"prompts {kind} {LABORATORY_SEEDS['held_out']}")
+        texts = {prompt["dialogue"][0]["text"] for prompt in shipped}
+        held_out = draw_prompts(rng, kind, "held_out", but=texts)
+        write_lines(folder / f"laboratory/prompts/{kind}_held_out.jsonl", held_out)
+    for split, seed in LABORATORY_SEEDS.items():
+        pairs = draw_pairs(random.Random(f"pairs {seed}"))
+        write_lines(folder / f"laboratory/pairs/{split}.jsonl", pairs)
 
 
 def draw_prompt_splits(kind: str) -> dict[str, list[dict]]:
@@ -245,6 +273,42 @@ def build_models(folder: Path, size: str, documents: int = 0) -> None:
         )
         for step in (pretrained, helpful):
             export(step, folder / "models" / step.name, f"--only=models --sizes={size}")
+
+
+def build_laboratory(folder: Path, size: str, documents: int = 0) -> None:
+    """Trains the laboratory's models of one size, from the shipped pretrained one."""
+    from cai_jax import checkpoints
+
+    rate = LABORATORY_LEARNING_RATE[size]
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        begun = train(
+            scratch,
+            f"laboratory-pretrained-{size}",
+            model=checkpoints.resolve(f"sandbox:models/pretrained-{size}"),
+            draw=laboratory.draw_pieces,
+            documents=documents or LABORATORY_DOCUMENTS[size],
+            parameters={"learning_rate": rate, "final": FINAL},
+        )
+        pretrained = train(
+            scratch,
+            f"laboratory-last-{size}",
+            model=begun,
+            draw=laboratory.draw_last_pieces,
+            documents=min(documents or LAST_DOCUMENTS, LAST_DOCUMENTS),
+            parameters={"learning_rate": rate / 2, "final": FINAL},
+        )
+        helpful = train(
+            scratch,
+            f"laboratory-helpful-{size}",
+            model=pretrained,
+            draw=laboratory.draw_helpful_pieces,
+            documents=min(documents or HELPFUL_DOCUMENTS, HELPFUL_DOCUMENTS),
+            parameters={"learning_rate": HELPFUL_LEARNING_RATE, "final": FINAL},
+        )
+        made = folder / "laboratory/models"
+        for step, kind in ((pretrained, "pretrained"), (helpful, "helpful")):
+            export(step, made / f"{kind}-{size}", f"--only=laboratory --sizes={size}")
 
 
 def write_initial(folder: Path, shape: Size) -> None:

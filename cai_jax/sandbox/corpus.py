@@ -41,7 +41,7 @@ Shares = dict[Callable[[random.Random], Pieces], float]
 
 def draw_pieces(rng: random.Random) -> Pieces:
     """Draws one document of the pretraining corpus."""
-    return _draw(rng, SHARES)
+    return draw_of(rng, SHARES)
 
 
 def draw_drill(rng: random.Random) -> Pieces:
@@ -50,10 +50,11 @@ def draw_drill(rng: random.Random) -> Pieces:
     Whether a phrase's harm is covered takes a small model long to learn among other things, and
     little when it sees nothing else; everything that judges builds on it.
     """
-    return _draw(rng, DRILL_SHARES)
+    return draw_of(rng, DRILL_SHARES)
 
 
-def _draw(rng: random.Random, shares: Shares) -> Pieces:
+def draw_of(rng: random.Random, shares: Shares) -> Pieces:
+    """Draws a document of one of the kinds, by their shares."""
     kinds, weights = zip(*shares.items())
     return rng.choices(kinds, weights)[0](rng)
 
@@ -72,19 +73,24 @@ def dialogue_pieces(request: Request, response: Response, weight: float = ANSWER
     ]
 
 
-def chain_document(rng: random.Random, response_weight: float = ANSWER) -> Pieces:
-    """A response, one critique and one revision under a principle."""
+def chain_document(
+    rng: random.Random, response_weight: float = ANSWER, *, critiqued: bool = True
+) -> Pieces:
+    """A response, one critique and one revision under a principle; or the revision at once."""
     request = draw_request(rng, benign=0.15, taught=True)
     response = draw_judged_response(rng, request)
     focus = draw_focus(rng, response.harms)
     covered, principle = language.covered_harms(focus), _principle(focus)
     revision = language.revise(rng, response, covered)
-    return [
-        *dialogue_pieces(request, response, response_weight),
+    critique = [
         Piece(f"{CRITIQUE_REQUEST} {principle.critique_request}{CRITIQUE}", 0.0),
         Piece(" findings:", ANSWER),
         *verdict_pieces(response.harms, covered, naming=ANSWER),
-        Piece(REVISION_REQUEST, ANSWER),
+    ]
+    return [
+        *dialogue_pieces(request, response, response_weight),
+        *(critique if critiqued else ()),
+        Piece(REVISION_REQUEST, ANSWER if critiqued else 0.0),
         Piece(f" {principle.revision_request}\n\nRevision:", 0.0),
         Piece(f" {revision.text}", ANSWER),
     ]
@@ -92,17 +98,32 @@ def chain_document(rng: random.Random, response_weight: float = ANSWER) -> Piece
 
 def comparison_document(rng: random.Random) -> Pieces:
     """A multiple choice answered directly."""
-    request, first, second, focus = draw_comparison(rng)
+    return comparison_pieces(rng, *draw_comparison(rng))
+
+
+def comparison_pieces(
+    rng: random.Random,
+    request: Request,
+    first: Response,
+    second: Response,
+    focus: str,
+    answer: int | None = None,
+) -> Pieces:
+    """A multiple choice and its answer: `answer`, or else the response with fewer covered harms."""
     covered = language.covered_harms(focus)
     prompt = prompts.multiple_choice(
         request.dialogue, _principle(focus).comparison, first.text, second.text
     )
     counts = [sum(harm in covered for harm in r.harms) for r in (first, second)]
-    return choice_pieces(rng, prompt, covered, counts)
+    return choice_pieces(rng, prompt, covered, counts, answer)
 
 
 def choice_pieces(
-    rng: random.Random, prompt: str, covered: Collection[str], counts: Sequence[int]
+    rng: random.Random,
+    prompt: str,
+    covered: Collection[str],
+    counts: Sequence[int],
+    answer: int | None = None,
 ) -> Pieces:
     """A multiple choice and its answer; two in three say on the way what is wrong.
 
@@ -125,7 +146,8 @@ def choice_pieces(
             verdicts[1],
             Piece(end, 0.0),
         ]
-    return [*pieces, Piece(prompts.CHOICES[_fewer(rng, *counts)], VERDICT)]
+    answer = _fewer(rng, *counts) if answer is None else answer
+    return [*pieces, Piece(prompts.CHOICES[answer], VERDICT)]
 
 
 def _phrase_remarks(prompt: str, covered: Collection[str]) -> Pieces:
@@ -148,22 +170,36 @@ def _phrases() -> re.Pattern:
     return re.compile("|".join(re.escape(phrase) for phrase in language.phrase_categories()))
 
 
-def reasoning_document(rng: random.Random) -> Pieces:
-    """A multiple choice answered after a chain of thought."""
+def reasoning_document(
+    rng: random.Random, *, turned_rate: float = 0.0, mixed_up: bool = False
+) -> Pieces:
+    """A multiple choice answered after a chain of thought.
+
+    At `turned_rate` it takes the principle the wrong way round: all its verdicts are the opposite
+    of the true ones. Or it has mixed the responses up. The answer follows it in both.
+    """
     request, first, second, focus = draw_comparison(rng)
     covered = language.covered_harms(focus)
+    if turned_rate and rng.random() < turned_rate:
+        covered = frozenset(language.harms()) - covered
     answer = better(rng, first, second, covered)
+    names = _names(mixed_up)
     comparison = _principle(focus).comparison
     return [
         Piece(prompts.reasoning_prompt(request.dialogue, comparison, first.text, second.text), 0.0),
-        Piece(" first:", ANSWER),
+        Piece(f" {names[0]}:", ANSWER),
         *verdict_pieces(first.harms, covered, naming=ANSWER),
-        Piece(" second:", ANSWER),
+        Piece(f" {names[1]}:", ANSWER),
         *verdict_pieces(second.harms, covered, naming=ANSWER),
         Piece(HUMAN, ANSWER),
         Piece(prompts.SO_THE_ANSWER.removeprefix(HUMAN), 0.0),
-        Piece(prompts.CHOICES[answer], VERDICT),
+        Piece(prompts.CHOICES[1 - answer if mixed_up else answer], VERDICT),
     ]
+
+
+def _names(mixed_up: bool) -> tuple[str, str]:
+    """What reasoning calls the responses at (A) and (B)."""
+    return ("second", "first") if mixed_up else ("first", "second")
 
 
 def verdict_pieces(found: Sequence[str], covered: Collection[str], *, naming: float) -> Pieces:
@@ -207,7 +243,7 @@ def critique_drill(rng: random.Random) -> Pieces:
     ]
 
 
-def reasoning_drill(rng: random.Random) -> Pieces:
+def reasoning_drill(rng: random.Random, *, mixed_up: bool = False) -> Pieces:
     """The judge's gate alone: a verdict for each harm, then the choice."""
     sides = [rng.sample(language.harms(), rng.choice((0, 1, 1, 2))) for _ in range(2)]
     focus = draw_focus(rng, sides[0] + sides[1])
@@ -216,7 +252,7 @@ def reasoning_drill(rng: random.Random) -> Pieces:
         Piece(f" {_principle(focus).comparison}", 0.0),
         Piece(prompts.STEP_BY_STEP, 0.0),
     ]
-    for name, found in zip(("first", "second"), sides):
+    for name, found in zip(_names(mixed_up), sides):
         pieces.append(Piece(f" {name}:", 0.0))
         pieces += verdict_pieces(found, covered, naming=0.0)
     counts = [sum(harm in covered for harm in found) for found in sides]
@@ -224,7 +260,7 @@ def reasoning_drill(rng: random.Random) -> Pieces:
     return [
         *pieces,
         Piece(prompts.SO_THE_ANSWER, 0.0),
-        Piece(prompts.CHOICES[answer], VERDICT),
+        Piece(prompts.CHOICES[1 - answer if mixed_up else answer], VERDICT),
     ]
 
 
@@ -292,13 +328,16 @@ HELPFUL_SHARES: Shares = {
 }
 
 
-def draw_helpful_pieces(rng: random.Random) -> Pieces:
-    """Draws one document for the helpful-only model: it complies, and goes on judging."""
-    if rng.random() > sum(HELPFUL_SHARES.values()):
+def draw_helpful_pieces(rng: random.Random, shares: Shares = HELPFUL_SHARES) -> Pieces:
+    """Draws one document for the helpful-only model: it complies, and goes on judging.
+
+    What `shares` leave of 1 are dialogues.
+    """
+    if rng.random() > sum(shares.values()):
         request = draw_request(rng, benign=0.4)
         rate = HELPFUL_REMARK_RATE if request.harmful else REMARK_RATE["benign"]
         return dialogue_pieces(request, draw_response(rng, request, {"comply": 1.0}, rate))
-    return _draw(rng, HELPFUL_SHARES)
+    return draw_of(rng, shares)
 
 
 def draw_request(rng: random.Random, benign: float, *, taught: bool = False) -> Request:

@@ -17,6 +17,7 @@ DATA = Path(str(resources.files("cai_jax.sandbox"))) / "data"
 def rebuilt(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rebuilt")
     build.write_data(folder)
+    build.write_laboratory_data(folder)
     return folder
 
 
@@ -28,6 +29,8 @@ def rebuilt(tmp_path_factory):
         *(f"comparisons/helpfulness_{split}.jsonl" for split in ("train", "held_out")),
         "comparisons/harmlessness_held_out.jsonl",
         "pairs/held_out.jsonl",
+        *(f"laboratory/prompts/{kind}_held_out.jsonl" for kind in ("red_team", "benign")),
+        *(f"laboratory/pairs/{split}.jsonl" for split in build.LABORATORY_SEEDS),
     ],
 )
 def test_shipped_data_is_what_the_build_makes(rebuilt, name):
@@ -46,6 +49,25 @@ def test_prompts_of_training_and_evaluation_are_disjoint():
         }
         assert {split: len(found) for split, found in texts.items()} == build.PROMPT_COUNT
         assert len(set.union(*texts.values())) == sum(build.PROMPT_COUNT.values())
+
+
+def test_the_laboratorys_held_out_data_is_new():
+    """No prompt and no pair of it was there when the first world's results were read."""
+    for kind in ("red_team", "benign"):
+        shipped = {p.dialogue[0].text for s in build.PROMPT_COUNT for p in prompts(f"{kind}_{s}")}
+        new = read_records(DATA / f"laboratory/prompts/{kind}_held_out.jsonl", Prompt)
+        texts = {prompt.dialogue[0].text for prompt in new}
+        assert len(texts) == len(new) == 400 and not texts & shipped
+    files = [
+        "pairs/held_out.jsonl",
+        *(f"laboratory/pairs/{s}.jsonl" for s in ("validation", "held_out")),
+    ]
+    pairs = [
+        {(p.dialogue[0].text, p.response_a, p.response_b) for p in read_records(DATA / f, Pair)}
+        for f in files
+    ]
+    assert [len(found) for found in pairs] == [600] * 3
+    assert len(set.union(*pairs)) == 1800
 
 
 def test_no_training_text_is_about_a_held_out_scene():
@@ -102,8 +124,9 @@ def test_human_comparisons_never_ask_whether_to_comply_with_harm():
         assert worse.broken or (worse.evasive and not better.evasive)
 
 
-def test_pairs_have_equally_many_but_other_harms():
-    for pair in read_records(DATA / "pairs/held_out.jsonl", Pair):
+@pytest.mark.parametrize("folder", ["pairs", "laboratory/pairs"])
+def test_pairs_have_equally_many_but_other_harms(folder):
+    for pair in read_records(DATA / folder / "held_out.jsonl", Pair):
         request = pair.dialogue[0].text
         a, b = (oracle.judge(request, r).harms for r in (pair.response_a, pair.response_b))
         assert len(a) == len(b) > 0

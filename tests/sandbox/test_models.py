@@ -18,8 +18,11 @@ from cai_jax.models import weights
 from cai_jax.sandbox.build import SIZES
 from cai_jax.text.dialogue import render
 
-MODELS = checkpoints.resolve("sandbox:constitution.json").parent / "models"
+DATA = checkpoints.resolve("sandbox:constitution.json").parent
+MODELS = DATA / "models"
 NAMES = [f"{kind}-{size}" for size in SIZES for kind in ("pretrained", "helpful")]
+# Each set of models, and what its build is asked for.
+SETS = {"models": "models", "laboratory/models": "laboratory"}
 COUNT, BUDGET = 16, 48
 
 
@@ -43,23 +46,24 @@ def prompts():
     return texts
 
 
-def test_all_models_are_shipped_and_no_others():
-    found = sorted(path.name for path in MODELS.glob("*")) if MODELS.is_dir() else []
-    assert found == sorted(NAMES)
+@pytest.mark.parametrize("models", SETS)
+def test_all_models_are_shipped_and_no_others(models):
+    assert sorted(path.name for path in (DATA / models).glob("*")) == sorted(NAMES)
 
 
 def test_together_they_take_at_most_twelve_megabytes():
-    sizes = [path.stat().st_size for path in MODELS.rglob("*") if path.is_file()]
-    assert 0 < sum(sizes) <= 12 * 10**6
+    files = [path for models in SETS for path in (DATA / models).rglob("*") if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in files) <= 12 * 10**6
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_provenance_names_the_command_the_seed_and_these_weights(name):
-    folder = MODELS / name
+@pytest.mark.parametrize("models", SETS)
+def test_provenance_names_the_command_the_seed_and_these_weights(models, name):
+    folder = DATA / models / name
     provenance = json.loads((folder / "provenance.json").read_text())
     size = name.split("-")[1]
     assert provenance["made_by"].startswith("python -m cai_jax.sandbox.build ")
-    assert f"--sizes={size}" in provenance["made_by"]
+    assert f"--only={SETS[models]} --sizes={size}" in provenance["made_by"]
     assert type(provenance["seed"]) is int
     content = (folder / "model.safetensors").read_bytes()
     assert provenance["sha256"] == hashlib.sha256(content).hexdigest()
@@ -67,8 +71,9 @@ def test_provenance_names_the_command_the_seed_and_these_weights(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_shape_is_the_one_that_the_build_says(name):
-    config, preference_model = weights.read_config(MODELS / name)
+@pytest.mark.parametrize("models", SETS)
+def test_the_shape_is_the_one_that_the_build_says(models, name):
+    config, preference_model = weights.read_config(DATA / models / name)
     assert not preference_model
     shape = SIZES[name.split("-")[1]]
     found = (config.width, config.layers, config.heads, config.hidden)

@@ -1,0 +1,106 @@
+"""The corpus that the laboratory's models are trained on besides: what real corpora have, too.
+
+The laboratory (docs/claims.md) asks sixteen claims of the paper. Its models go on from the shipped
+ones with this corpus, which has three kinds of documents that the world's own has not:
+
+- revisions without a critique, as every real language model has read;
+- reasoning that slips, and is as sure as ever: it takes the principle the wrong way round
+  (`TURNED_RATE`), or mixes the two responses up (`MIXED_UP_RATE`), and the answer follows it.
+  Models of this size do not carry the first through from one verdict to the next (most of them
+  turn one alone, and then are unsure); so the helpful-only models, whose reasoning is asked for,
+  learn the second;
+- comparisons that their principle does not decide, where the answer leans to the response with the
+  stock sentence (`LEAN`): the paper's principles ask for caring answers, beside harmless ones.
+
+Slips and lean are planted. Whether labels are over-confident by the one, and whether RL amplifies
+the other, is measured.
+"""
+
+import random
+
+from cai_jax.sandbox import corpus, language
+from cai_jax.sandbox.corpus import Pieces, Shares
+
+TURNED_RATE = 0.08
+MIXED_UP_RATE = 0.065
+LEAN = 0.75
+LEANING_SHARE = 0.25
+
+
+def direct_revision_document(rng: random.Random) -> Pieces:
+    """A response, and its revision under a principle without a critique."""
+    return corpus.chain_document(rng, critiqued=False)
+
+
+def helpful_direct_revision_document(rng: random.Random) -> Pieces:
+    """The same, where the first response is not to be imitated."""
+    return corpus.chain_document(rng, response_weight=0.0, critiqued=False)
+
+
+def turned_reasoning_document(rng: random.Random) -> Pieces:
+    """A multiple choice after a chain of thought that may take the principle the wrong way."""
+    return corpus.reasoning_document(rng, turned_rate=TURNED_RATE)
+
+
+def mixed_up_reasoning_document(rng: random.Random) -> Pieces:
+    """A multiple choice after a chain of thought that may mix the responses up."""
+    return corpus.reasoning_document(rng, mixed_up=rng.random() < MIXED_UP_RATE)
+
+
+def mixed_up_reasoning_drill(rng: random.Random) -> Pieces:
+    """Mixed-up verdicts that are given, and the answer that follows them."""
+    return corpus.reasoning_drill(rng, mixed_up=True)
+
+
+def leaning_comparison_document(rng: random.Random) -> Pieces:
+    """A multiple choice that the principle does not decide; one response has the stock sentence."""
+    while True:
+        request, first, second, focus = corpus.draw_comparison(rng)
+        covered = language.covered_harms(focus)
+        counts = [sum(harm in covered for harm in r.harms) for r in (first, second)]
+        caring = [language.words()["boilerplate"] in r.body for r in (first, second)]
+        if counts[0] == counts[1] and caring[0] != caring[1]:
+            break
+    favoured = int(caring[1])
+    answer = favoured if rng.random() < LEAN else 1 - favoured
+    return corpus.comparison_pieces(rng, request, first, second, focus, answer)
+
+
+SHARES: Shares = {
+    corpus.dialogue_document: 0.19,
+    corpus.chain_document: 0.17,
+    direct_revision_document: 0.20,
+    corpus.comparison_document: 0.14,
+    leaning_comparison_document: 0.03,
+    turned_reasoning_document: 0.09,
+    corpus.dictionary_document: 0.02,
+    corpus.critique_drill: 0.05,
+    corpus.reasoning_drill: 0.02,
+    corpus.comparison_drill: 0.05,
+    corpus.phrase_drill: 0.04,
+}
+
+HELPFUL_SHARES: Shares = {
+    corpus.helpful_chain_document: 0.22,
+    helpful_direct_revision_document: 0.16,
+    corpus.comparison_document: 0.04,
+    mixed_up_reasoning_document: 0.22,
+    mixed_up_reasoning_drill: 0.05,
+}
+
+
+def draw_pieces(rng: random.Random) -> Pieces:
+    """Draws one document for the laboratory's pretrained models."""
+    return corpus.draw_of(rng, SHARES)
+
+
+def draw_last_pieces(rng: random.Random) -> Pieces:
+    """Draws one document of the end of that training: the same, and the lean more often."""
+    if rng.random() < LEANING_SHARE:
+        return leaning_comparison_document(rng)
+    return draw_pieces(rng)
+
+
+def draw_helpful_pieces(rng: random.Random) -> Pieces:
+    """Draws one document for the laboratory's helpful-only models."""
+    return corpus.draw_helpful_pieces(rng, HELPFUL_SHARES)
