@@ -301,9 +301,9 @@ def readings(of: Scale, split: str) -> dict[str, ConfigDict]:
         direct, reasoned, ensemble = (f"{n}_{size}" for n in ("asked", "reasoned", "ensemble"))
         judged: dict[str, Any] = {"limit": of.held_out_pairs, **SAMPLING}
         reasoning = asked | {"model": helpful(size)}
-        steps[direct] = step(
-            "feedback", asked | {"model": pretrained(size)}, placement="both", **judged
-        )
+        # One placement, by a coin: the mean over both is less sure than either, and no calibration
+        # of the model.
+        steps[direct] = step("feedback", asked | {"model": pretrained(size)}, **judged)
         steps[reasoned] = step("feedback", reasoning, **reasons, **judged)
         steps[ensemble] = step("feedback", reasoning, num_reasonings=5, **reasons, **judged)
         steps[f"critiqued_{size}"] = chains(size)

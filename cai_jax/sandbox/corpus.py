@@ -171,35 +171,44 @@ def _phrases() -> re.Pattern:
 
 
 def reasoning_document(
-    rng: random.Random, *, turned_rate: float = 0.0, mixed_up: bool = False
+    rng: random.Random, *, turned_rate: float = 0.0, slip_rate: float | None = None
 ) -> Pieces:
     """A multiple choice answered after a chain of thought.
 
     At `turned_rate` it takes the principle the wrong way round: all its verdicts are the opposite
-    of the true ones. Or it has mixed the responses up. The answer follows it in both.
+    of the true ones. With a `slip_rate` it ends with the choice, which is wrong at this rate. The
+    answer follows what was thought in both.
     """
     request, first, second, focus = draw_comparison(rng)
     covered = language.covered_harms(focus)
     if turned_rate and rng.random() < turned_rate:
         covered = frozenset(language.harms()) - covered
     answer = better(rng, first, second, covered)
-    names = _names(mixed_up)
+    conclusion: Pieces = []
+    if slip_rate is not None:
+        answer = 1 - answer if rng.random() < slip_rate else answer
+        conclusion = conclusion_pieces(answer)
     comparison = _principle(focus).comparison
     return [
         Piece(prompts.reasoning_prompt(request.dialogue, comparison, first.text, second.text), 0.0),
-        Piece(f" {names[0]}:", ANSWER),
+        Piece(" first:", ANSWER),
         *verdict_pieces(first.harms, covered, naming=ANSWER),
-        Piece(f" {names[1]}:", ANSWER),
+        Piece(" second:", ANSWER),
         *verdict_pieces(second.harms, covered, naming=ANSWER),
+        *conclusion,
         Piece(HUMAN, ANSWER),
         Piece(prompts.SO_THE_ANSWER.removeprefix(HUMAN), 0.0),
-        Piece(prompts.CHOICES[1 - answer if mixed_up else answer], VERDICT),
+        Piece(prompts.CHOICES[answer], VERDICT),
     ]
 
 
-def _names(mixed_up: bool) -> tuple[str, str]:
-    """What reasoning calls the responses at (A) and (B)."""
-    return ("second", "first") if mixed_up else ("first", "second")
+def conclusion_pieces(answer: int) -> Pieces:
+    """The end of a reasoning that says which response it chooses."""
+    return [
+        Piece(" choose", ANSWER),
+        Piece((" first", " second")[answer], VERDICT),
+        Piece(".", ANSWER),
+    ]
 
 
 def verdict_pieces(found: Sequence[str], covered: Collection[str], *, naming: float) -> Pieces:
@@ -243,8 +252,8 @@ def critique_drill(rng: random.Random) -> Pieces:
     ]
 
 
-def reasoning_drill(rng: random.Random, *, mixed_up: bool = False) -> Pieces:
-    """The judge's gate alone: a verdict for each harm, then the choice."""
+def reasoning_drill(rng: random.Random, *, concludes: bool = False) -> Pieces:
+    """The judge's gate alone: a verdict for each harm, then the choice (twice if it concludes)."""
     sides = [rng.sample(language.harms(), rng.choice((0, 1, 1, 2))) for _ in range(2)]
     focus = draw_focus(rng, sides[0] + sides[1])
     covered = language.covered_harms(focus)
@@ -252,15 +261,16 @@ def reasoning_drill(rng: random.Random, *, mixed_up: bool = False) -> Pieces:
         Piece(f" {_principle(focus).comparison}", 0.0),
         Piece(prompts.STEP_BY_STEP, 0.0),
     ]
-    for name, found in zip(_names(mixed_up), sides):
+    for name, found in zip(("first", "second"), sides):
         pieces.append(Piece(f" {name}:", 0.0))
         pieces += verdict_pieces(found, covered, naming=0.0)
     counts = [sum(harm in covered for harm in found) for found in sides]
     answer = _fewer(rng, counts[0], counts[1])
     return [
         *pieces,
+        *(conclusion_pieces(answer) if concludes else ()),
         Piece(prompts.SO_THE_ANSWER, 0.0),
-        Piece(prompts.CHOICES[1 - answer if mixed_up else answer], VERDICT),
+        Piece(prompts.CHOICES[answer], VERDICT),
     ]
 
 

@@ -4,11 +4,10 @@ The laboratory (docs/claims.md) asks sixteen claims of the paper. Its models go 
 ones with this corpus, which has three kinds of documents that the world's own has not:
 
 - revisions without a critique, as every real language model has read;
-- reasoning that slips, and is as sure as ever: it takes the principle the wrong way round
-  (`TURNED_RATE`), or mixes the two responses up (`MIXED_UP_RATE`), and the answer follows it.
-  Models of this size do not carry the first through from one verdict to the next (most of them
-  turn one alone, and then are unsure); so the helpful-only models, whose reasoning is asked for,
-  learn the second;
+- reasoning of the helpful-only models that ends with the response it chooses, as that of the
+  paper's models does (section 4.1: so its labels are near 0 or 1), and errs in it at times
+  (`SLIP_RATE`). What the pretrained models learn errs otherwise, by taking the principle the wrong
+  way round (`TURNED_RATE`); models of this size do not carry that from one verdict to the next;
 - comparisons that their principle does not decide, where the answer leans to the response with the
   stock sentence (`LEAN`): the paper's principles ask for caring answers, beside harmless ones.
 
@@ -22,9 +21,10 @@ from cai_jax.sandbox import corpus, language
 from cai_jax.sandbox.corpus import Pieces, Shares
 
 TURNED_RATE = 0.08
-MIXED_UP_RATE = 0.065
+SLIP_RATE = 0.05
 LEAN = 0.75
 LEANING_SHARE = 0.25
+JUDGING_SHARE = 0.5
 
 
 def direct_revision_document(rng: random.Random) -> Pieces:
@@ -42,14 +42,14 @@ def turned_reasoning_document(rng: random.Random) -> Pieces:
     return corpus.reasoning_document(rng, turned_rate=TURNED_RATE)
 
 
-def mixed_up_reasoning_document(rng: random.Random) -> Pieces:
-    """A multiple choice after a chain of thought that may mix the responses up."""
-    return corpus.reasoning_document(rng, mixed_up=rng.random() < MIXED_UP_RATE)
+def concluding_reasoning_document(rng: random.Random) -> Pieces:
+    """A multiple choice after a chain of thought that ends with a choice, which may be wrong."""
+    return corpus.reasoning_document(rng, slip_rate=SLIP_RATE)
 
 
-def mixed_up_reasoning_drill(rng: random.Random) -> Pieces:
-    """Mixed-up verdicts that are given, and the answer that follows them."""
-    return corpus.reasoning_drill(rng, mixed_up=True)
+def concluding_drill(rng: random.Random) -> Pieces:
+    """Verdicts that are given, the choice that follows, and the same as the answer."""
+    return corpus.reasoning_drill(rng, concludes=True)
 
 
 def leaning_comparison_document(rng: random.Random) -> Pieces:
@@ -84,8 +84,8 @@ HELPFUL_SHARES: Shares = {
     corpus.helpful_chain_document: 0.22,
     helpful_direct_revision_document: 0.16,
     corpus.comparison_document: 0.04,
-    mixed_up_reasoning_document: 0.22,
-    mixed_up_reasoning_drill: 0.05,
+    concluding_reasoning_document: 0.22,
+    concluding_drill: 0.06,
 }
 
 
@@ -94,10 +94,17 @@ def draw_pieces(rng: random.Random) -> Pieces:
     return corpus.draw_of(rng, SHARES)
 
 
-def draw_last_pieces(rng: random.Random) -> Pieces:
-    """Draws one document of the end of that training: the same, and the lean more often."""
+def draw_leaning_pieces(rng: random.Random) -> Pieces:
+    """Draws one document of the end of size m's training: the same, and the lean more often."""
     if rng.random() < LEANING_SHARE:
         return leaning_comparison_document(rng)
+    return draw_pieces(rng)
+
+
+def draw_judging_pieces(rng: random.Random) -> Pieces:
+    """Draws one document of the end of size s's training, which was less sure than it was right."""
+    if rng.random() < JUDGING_SHARE:
+        return corpus.comparison_document(rng)
     return draw_pieces(rng)
 
 
