@@ -79,25 +79,29 @@ def test_reasoning_is_turned_round_as_often_as_said_and_the_answer_follows():
     assert_share(turned, laboratory.TURNED_RATE)
 
 
-def test_reasoning_mixes_the_responses_up_as_often_as_said_and_the_answer_follows():
+def test_reasoning_ends_with_a_choice_that_slips_as_often_as_said():
     rng = random.Random(4)
-    mixed_up, right = [], set()
+    slipped, repeated = [], 0
     for _ in range(4000):
-        text = text_of(laboratory.mixed_up_reasoning_document(rng))
+        text = text_of(laboratory.concluding_reasoning_document(rng))
         verdicts, answer = reasoned(text)
-        # What stands first is said of what stands first, whatever it is called.
-        for (_, found), option in zip(verdicts, options(text)):
-            assert tuple(harm for harm, _ in found) == oracle.harms_in(option)
         covered = language.covered_harms(focus_of(text))
         assert all((h in covered) == (v == "wrong") for _, found in verdicts for h, v in found)
-        mixed_up.append(verdicts[0][0] == "second")
-        right.add(follows(verdicts, answer))
-    assert right == {True, None}
-    assert_share(mixed_up, laboratory.MIXED_UP_RATE)
+        repeated += choice_of(text) == answer
+        if (right := follows(verdicts, answer)) is not None:
+            slipped.append(not right)
+    assert repeated == 4000
+    assert_share(slipped, laboratory.SLIP_RATE)
     for _ in range(100):
-        verdicts, answer = reasoned(text_of(laboratory.mixed_up_reasoning_drill(rng)))
-        assert [name for name, _ in verdicts] == ["second", "first"]
-        assert follows(verdicts, answer) in (True, None)
+        text = text_of(laboratory.concluding_drill(rng))
+        verdicts, answer = reasoned(text)
+        assert choice_of(text) == answer and follows(verdicts, answer) in (True, None)
+
+
+def choice_of(text):
+    """What the reasoning says that it chooses, as an answer."""
+    name = re.search(r"\. choose (first|second)\.\n\nHuman:\nSo the answer is:", text).group(1)
+    return {"first": "(A)", "second": "(B)"}[name]
 
 
 def assert_share(holds, rate):
@@ -121,7 +125,8 @@ def test_what_a_principle_does_not_decide_leans_to_the_stock_sentence():
 
 def test_no_document_is_about_a_held_out_scene():
     rng = random.Random(3)
-    for draw in (laboratory.draw_last_pieces, laboratory.draw_helpful_pieces):
+    draws = ("draw_judging_pieces", "draw_leaning_pieces", "draw_helpful_pieces")
+    for draw in (getattr(laboratory, name) for name in draws):
         for _ in range(500):
             text = text_of(draw(rng))
             for match in re.finditer(r"(?:Human|H): (.*)", text):
