@@ -16,6 +16,7 @@ import yaml
 
 from cai_jax import planner
 from cai_jax.core import configuration, topology
+from cai_jax.errors import InputError
 from cai_jax.pipeline import read_steps
 from cai_jax.resume import Outside
 from cai_jax.stages import load_stage
@@ -158,6 +159,68 @@ def test_an_ablation_is_a_job_for_each_cell(launcher, monkeypatch, capfd):
         assert len(own) == len(set(own)) and set(models.values()) <= set(own)
         assert steps["table"] == [[s.name for s in read_steps(config, load_stage)]]
         assert {*own, *steps["shared"][0]} < set(steps["table"][0])
+
+
+def test_a_jobset_is_the_file_with_another_name_slice_and_arguments():
+    expected = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+    job = expected["spec"]["replicatedJobs"][0]["template"]["spec"]
+    arguments = job["template"]["spec"]["containers"][0]["args"]
+    filled = script("jobset").filled
+    assert filled("cai-jax", "v6e-8", "IMAGE", arguments) == expected
+    assert filled("n", "v6e-8", "IMAGE", arguments)["metadata"].pop("name") == "n"
+    done = subprocess.run(
+        [sys.executable, "launch/jobset.py", "--dry-run", "n", "v5p-32", "image:1", *RUN],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    job = yaml.safe_load(done.stdout)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert (job["parallelism"], job["completions"]) == (4, 4)
+    assert list(pod["nodeSelector"].values()) == ["tpu-v5p-slice", "2x2x4"]
+    assert (container["image"], container["args"]) == ("image:1", list(RUN))
+    assert container["command"] == ["launch/start.sh", "v5p"]
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+
+
+@pytest.mark.parametrize(
+    ("type_", "topology", "hosts", "chips"),
+    [
+        ("v5litepod-4", "2x2", 1, 4),
+        ("v5litepod-8", "2x4", 1, 8),
+        ("v5litepod-32", "4x8", 8, 4),
+        ("v6e-256", "16x16", 64, 4),
+        ("v5p-8", "2x2x1", 1, 4),
+        ("v5p-16", "2x2x2", 2, 4),
+        ("v5p-64", "2x4x4", 8, 4),
+        ("v5p-256", "4x4x8", 32, 4),
+    ],
+)
+def test_a_type_is_a_topology_of_hosts(type_, topology, hosts, chips):
+    assert script("jobset").slice_of(type_)[2:] == (topology, hosts, chips)
+
+
+@pytest.mark.parametrize("type_", ["v4-8", "v6e-1", "v6e-12", "v5p-4"])
+def test_a_slice_that_is_none_is_refused(type_):
+    with pytest.raises(InputError, match=f"expected a type like .*, found {type_}"):
+        script("jobset").slice_of(type_)
+
+
+def test_an_ablation_is_a_jobset_for_each_cell(monkeypatch, capfd):
+    cells = script("cells")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PATH", PATH)
+    launcher = ("launch/jobset.py", "{}", "v6e-8", "image")
+    given = [*launcher, f"--config={ABLATIONS[0]}", "--workdir=/runs/a", "--config.seed=3"]
+    for part in cells.PARTS:
+        monkeypatch.setattr(sys, "argv", ["cells.py", "--dry-run", part, *given])
+        cells.main()
+        jobsets = list(yaml.safe_load_all(capfd.readouterr().out))
+        commands = cells.commands([part, *given])
+        assert len(jobsets) == len(commands) >= (2 if part == "cells" else 1)
+        for jobset, (_, name, _, _, *arguments) in zip(jobsets, commands):
+            job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+            assert jobset["metadata"]["name"] == name
+            assert job["template"]["spec"]["containers"][0]["args"] == arguments
 
 
 def test_what_is_no_ablation_has_no_cells(capfd):
@@ -356,7 +419,9 @@ def test_the_table_is_what_the_compiler_said():
         generation, sizes = topology.parse(case.topology)
         cores = 2 if generation == "v5p" else 1
         assert case.chips == f"{generation}-{cores * math.prod(sizes)}"
-        assert math.prod(config.mesh.values()) == math.prod(sizes) and case.step in config.steps
+        step = config.steps[case.step]
+        mesh = step.mesh if "mesh" in step else config.mesh
+        assert math.prod(mesh.values()) == math.prod(sizes)
 
 
 def test_weak_scaling_is_flat_and_drawn():
