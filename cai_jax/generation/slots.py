@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from cai_jax.generation import slot_rows
 from cai_jax.generation.distribution import Filter, Mode, draw, uniforms
 from cai_jax.generation.placing import split_cache, split_past, split_trunk
-from cai_jax.models import transformer
+from cai_jax.models import attention_kernels, transformer
 from cai_jax.models.cache import Arrays, Cache, Past, Trunk, init_cache
 from cai_jax.models.config import ModelConfig
 
@@ -150,7 +150,7 @@ def resized(past: Past, span: int) -> Past:
     return slot_rows.each(resize, past)
 
 
-def in_blocks(past: Past) -> Past:
+def in_blocks(past: Past, config: ModelConfig) -> Past:
     """The slots with keys [B, K, C, H, 64] on a CPU, for a chunk of steps.
 
     There XLA's product of few queries and more than 128 columns takes half the time with them, to
@@ -158,7 +158,7 @@ def in_blocks(past: Past) -> Past:
     """
     span = jax.tree.leaves(past.values)[0].shape[-2]
     fits = past.scales is None and span > 2 * BLOCK and span % BLOCK == 0
-    if jax.default_backend() != "cpu" or not fits:
+    if not (transformer.unrolls(config) and jax.default_backend() == "cpu" and fits):
         return past
 
     def cut(keys):
@@ -178,6 +178,7 @@ def decode(
     mode: Mode,
     steps: int = CHUNK,
     trunk: Trunk | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Cache, Chunk]:
     """Decodes up to `limit` tokens, or until as many as `until` slots are done.
 
@@ -191,12 +192,17 @@ def decode(
         mode: what the filters need; see `distribution.mode_of`.
         steps: C.
         trunk: of the slots whose `base` is not 0.
+        mesh: splits the slots.
 
     Returns:
         The columns [B, C] that follow what the slots hold, and the tokens.
     """
     batch = slots.token.shape[0]
-    past = in_blocks(past)._replace(lengths=slots.position, trunk=trunk, base=slots.base)
+    reading = attention_kernels.reading(config, past.values, mesh)
+    # A kernel reads nothing for those that are done.
+    lengths = slots.position if reading is None else jnp.where(slots.done, 0, slots.position)
+    past = in_blocks(past, config) if reading is None else past
+    past = past._replace(lengths=lengths, trunk=trunk, base=slots.base, reading=reading)
     if mode == "greedy":
         numbers = jnp.zeros((batch, steps), jnp.float32)
     else:
@@ -351,7 +357,7 @@ def decode_jit(
     params, config, past, slots, limit, until, mode, mesh=None, trunk=None
 ) -> tuple[Past, Chunk]:
     """A chunk of `decode`, written into the slots, in place; once for each shape and mode."""
-    cache, chunk = decode(params, config, past, slots, limit, until, mode, trunk=trunk)
+    cache, chunk = decode(params, config, past, slots, limit, until, mode, trunk=trunk, mesh=mesh)
     return split_past(write(past, cache, None, slots.column, mesh), mesh), chunk
 
 

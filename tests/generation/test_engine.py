@@ -99,13 +99,13 @@ def test_a_refilled_queue_gives_what_each_request_gives_alone(llama, small_spans
         assert stats.slots == batch_size
 
 
-def test_keys_in_blocks_give_the_products_of_whole_ones():
+def test_keys_in_blocks_give_the_products_of_whole_ones(llama):
     rng = np.random.default_rng(0)
     keys, values, queries = (
         jnp.asarray(rng.normal(size=shape), jnp.float32)
         for shape in ((3, 2, 16, 192), (3, 2, 192, 16), (3, 2, 2, 16))
     )
-    cut = slots.in_blocks(Past((keys,), (values,), None)).keys[0]
+    cut = slots.in_blocks(Past((keys,), (values,), None), llama[0].config).keys[0]
     assert cut.shape == (3, 2, 3, 16, 64)
     whole = np.einsum("bkth,bkhs->bkts", np.float64(queries), np.float64(keys))
     assert np.allclose(attention._products(queries, cut), whole, atol=1e-5)
