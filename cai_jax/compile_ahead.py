@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = read(config, options.step)
     topology.prepare_environment(options.topology)
     described = topology.describe(options.topology)
-    given = any(flag.startswith("--config.mesh.") for flag in rest)
+    given = any("mesh." in flag.partition("=")[0] for flag in rest)
     if options.sweep:
         result = sweep(asked, described)
     else:

@@ -71,8 +71,7 @@ def read_steps(config: ConfigDict, load_stage: LoadStage) -> list[Step]:
         raise InputError("config.steps: expected at least one step, found none")
     if config.seed < 0:
         raise InputError(f"config.seed: expected 0 or more, found {config.seed}")
-    device_mesh = config.mesh if "mesh" in config else mesh.default_config()
-    shared = {"seed": config.seed, "mesh": plain(device_mesh)}
+    shared = {"seed": config.seed, "mesh": _read_group(config, "mesh", mesh.default_config())}
     if "data" in config:
         shared["data"] = _read_group(config, "data", default_data())
         BadRecords(shared["data"]["on_bad_record"])
@@ -93,13 +92,17 @@ def read_steps(config: ConfigDict, load_stage: LoadStage) -> list[Step]:
     return ordered
 
 
-def _read_group(config: ConfigDict, name: str, group: ConfigDict) -> dict[str, Any]:
-    """A group that holds for all steps: what the config names of it, and the rest by default."""
+def _read_group(
+    config: ConfigDict, name: str, group: ConfigDict, where: str = "config"
+) -> dict[str, Any]:
+    """A group of keys: what the config names of it, if anything, and the rest by default."""
+    if name not in config:
+        return plain(group)
     given = config[name]
     if not isinstance(given, ConfigDict):
-        raise InputError(f"config.{name}: expected a group of keys, found {given!r}")
+        raise InputError(f"{where}.{name}: expected a group of keys, found {given!r}")
     for key in given:
-        assign(group, key, given[key], f"config.{name}: {key}")
+        assign(group, key, given[key], f"{where}.{name}: {key}")
     return plain(group)
 
 
@@ -125,6 +128,8 @@ def _read_step(
     parameters = {key: plain(config[key], f"{where}.{key}") for key in known}
     # Said once for all steps, and no matter of those that read no files or train nothing.
     shared = {k: v for k, v in shared.items() if k in known or k not in ("data", "monitoring")}
+    if "mesh" in config:
+        shared["mesh"] = _read_group(config, "mesh", mesh.default_config(), where)
     inputs = plain(config.inputs, f"{where}.inputs")
     step = Step(name, config.kind, parameters | shared, inputs, (), stage)
     for label, _, reference in step.references():

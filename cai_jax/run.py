@@ -258,10 +258,20 @@ def check(
             if seen not in checked:
                 with_prefix(f"{where}: inputs.{label}", inputs.check, role, path, step.config)
                 checked.add(seen)
-    if to_run and not planning and any(size != 1 for size in to_run[0].config["mesh"].values()):
-        from cai_jax.core.mesh import make_mesh
+    if not planning:
+        check_meshes(to_run)
 
-        make_mesh(ConfigDict(to_run[0].config["mesh"]))
+
+def check_meshes(to_run: Sequence[Step]) -> None:
+    """Refuses meshes that the devices here do not give; asks for devices only if it must."""
+    checked: list[dict[str, int]] = []
+    for step in to_run:
+        mesh = step.config["mesh"]
+        if mesh not in checked and any(size != 1 for size in mesh.values()):
+            from cai_jax.core.mesh import make_mesh
+
+            with_prefix(f"step {step.name!r}", make_mesh, ConfigDict(mesh))
+            checked.append(mesh)
 
 
 def refuse_foreign_folders(workdir: Path, to_run: Sequence[Step]) -> None:

@@ -32,12 +32,15 @@ from ml_collections import ConfigDict
 
 from cai_jax.stages import step
 
+SAMPLING = ("red_team", "critique_revise", "compare", "feedback", "evaluate")
+
 
 def get_config(
     model: str = "",
     helpful_model: str = "",
     hardware: str = "",
     mesh: Sequence[int] = (1, 1, 1),
+    sampling_mesh: Sequence[int] | None = None,
     limit: int = 0,
     generated_prompts: int = 0,
     mix_helpfulness: bool = False,
@@ -54,6 +57,8 @@ def get_config(
         helpful_model: "": the same.
         hardware: a key of HARDWARE in cai_jax/costs.py; for --dry_run alone.
         mesh: devices along data, fsdp and tensor.
+        sampling_mesh: the same, for steps that train nothing: they read weights for each token, and
+            what fsdp splits would be sent for each token. None: as `mesh`.
         limit: at most so many prompts of each source; 0: all.
         generated_prompts: how many red-team prompts the pretrained model writes besides (section
             3.2 of the paper); 0: none.
@@ -67,7 +72,8 @@ def get_config(
     """
     config = ConfigDict(sort_keys=False)
     config.seed = 0
-    config.mesh = ConfigDict(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
+    config.mesh = _mesh(mesh)
+    config.sampling_mesh = config.mesh if sampling_mesh is None else _mesh(sampling_mesh)
     config.hardware = hardware
     config.model = model
     config.helpful_model = helpful_model or config.get_ref("model")
@@ -167,8 +173,15 @@ def get_config(
         limit=200,
         **sampling,
     )
+    for of_step in steps.values():
+        if of_step.kind in SAMPLING:
+            of_step.mesh = config.sampling_mesh
     steps.report = step("report", {"steps": list(steps)})
     return config
+
+
+def _mesh(sizes: Sequence[int]) -> ConfigDict:
+    return ConfigDict(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
 
 
 def _one_or_all(sources: list[Any]) -> Any:

@@ -63,7 +63,8 @@ STEPS = {"finetune": "sl_cai", "preference": "preference", "ppo": "rl_cai", "dec
 def case(model: str, kind: str, chips: str, mesh: tuple[int, int, int], **of_step: Any) -> Case:
     """A step of a model's config on chips; the mesh is data x fsdp x tensor."""
     step = STEPS[kind]
-    changes = {f"mesh.{axis}": size for axis, size in zip(("data", "fsdp", "tensor"), mesh)}
+    where = "sampling_mesh" if kind == "decode" else "mesh"
+    changes = {f"{where}.{axis}": size for axis, size in zip(("data", "fsdp", "tensor"), mesh)}
     changes |= {f"steps.{step}.{name}": value for name, value in of_step.items()}
     return Case(CONFIGS[model], chips, TOPOLOGIES[chips], step, changes)
 

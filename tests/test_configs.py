@@ -98,6 +98,8 @@ def test_a_docstring_says_what_it_takes_as_the_plan_does(path, planned):
 def test_batches_divide_over_the_mesh(path, planned):
     config, steps, _ = planned(path)
     parts = config.mesh.data * config.mesh.fsdp
+    sampling = config.steps.compare.mesh
+    assert math.prod(sampling.values()) == math.prod(config.mesh.values())
     for step in steps:
         if hasattr(step.stage, "check"):
             step.stage.check(runner.ConfigDict(step.config), step.inputs)
@@ -106,8 +108,9 @@ def test_batches_divide_over_the_mesh(path, planned):
     if config.model in shapes.SHAPES:
         shape = shapes.read_elsewhere(config.model).config
         for size in (shape.heads, shape.kv_heads, shape.hidden, shape.vocab_size):
-            assert size % config.mesh.tensor == 0
-        assert shape.width % config.mesh.fsdp == 0 and config.batch_size % parts == 0
+            assert size % config.mesh.tensor == size % sampling.tensor == 0
+        assert shape.width % config.mesh.fsdp == 0
+        assert config.batch_size % (sampling.data * sampling.fsdp) == 0
 
 
 def test_the_papers_counts(planned):

@@ -172,7 +172,30 @@ def test_another_mesh_goes_on_in_the_same_workdir(config_file, capsys):
     run("--config.mesh.fsdp=2")
     assert capsys.readouterr().out.count("(finished before)") == 4
     message = refused(capsys, "--config.mesh.fsdp=4096", workdir="large")
-    assert message.startswith("mesh data=1 x fsdp=4096 x tensor=1: expected 4096 devices")
+    assert message.startswith(
+        "step 'first': mesh data=1 x fsdp=4096 x tensor=1: expected 4096 devices"
+    )
+
+
+def test_a_step_may_have_a_mesh_of_its_own(config_file, capsys):
+    config_file.write_text(
+        config_file.read_text().replace(
+            "return config", "config.steps.second.mesh = ConfigDict({'data': 2})\n    return config"
+        )
+    )
+    run()
+
+    def mesh(step):
+        return json.loads(Path(f"work/{step}/manifest.json").read_text())["config"]["mesh"]
+
+    assert mesh("second") == {"data": 2, "fsdp": 1, "tensor": 1}
+    assert mesh("last") == {"data": 1, "fsdp": 1, "tensor": 1}
+    message = refused(capsys, "--config.steps.second.mesh.data=4096", workdir="large")
+    assert message.startswith("step 'second': mesh data=4096 x fsdp=1 x tensor=1: expected 4096")
+    assert not Path("large").exists()
+    config_file.write_text(config_file.read_text().replace("'data': 2", "'rows': 2"))
+    message = refused(capsys, workdir="large")
+    assert message.startswith("config.steps.second.mesh: rows: ")
     assert not Path("large").exists()
 
 

@@ -9,6 +9,8 @@ from jax import lax
 # Logits held at a time, in numbers: bounds memory; more leave a CPU's cache, and fewer make short
 # products and add up the gradient of `unembed` more often.
 CHUNK_LOGITS = 2**22
+# Up to here `token_logprobs` makes all logits at once, and keeps them: 64 MiB, and a product less.
+KEPT_LOGITS = 2**24
 
 
 def lm_cross_entropy(
@@ -51,9 +53,9 @@ def token_logprobs(
     temperature: float = 1.0,
     positions: int = 0,
 ) -> jax.Array:
-    """Log-probabilities (nats) of given next tokens, without ever holding all logits.
+    """Log-probabilities (nats) of given next tokens; all logits are held only where they are few.
 
-    They are made a chunk of T at a time, and once more in the backward pass.
+    More of them than KEPT_LOGITS are made a chunk of T at a time, and again in the backward pass.
 
     Args:
         hidden: [..., T, D] after the final norm.
@@ -66,11 +68,13 @@ def token_logprobs(
     Returns:
         [..., T] float32.
     """
+    if targets.size * unembed.shape[1] <= KEPT_LOGITS:
+        return _logprobs(hidden, unembed, targets, soft_cap, temperature, True)
     chunks = _chunks(positions, hidden, unembed, targets)
 
     def of_chunk(chunk):
         hidden, targets = chunk
-        return _logprobs(hidden, unembed, targets, soft_cap, temperature)
+        return _logprobs(hidden, unembed, targets, soft_cap, temperature, False)
 
     return _join(lax.map(of_chunk, chunks), -1).reshape(targets.shape)
 
@@ -247,19 +251,20 @@ def _loss_backward(soft_cap, positions, residuals, gradient):
 _weighted_loss.defvjp(_loss_forward, _loss_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _logprobs(hidden, unembed, targets, soft_cap, temperature):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _logprobs(hidden, unembed, targets, soft_cap, temperature, keep):
     return -_token_losses(hidden, unembed, targets, soft_cap, temperature)[1]
 
 
-def _logprobs_forward(hidden, unembed, targets, soft_cap, temperature):
-    _, losses, normalizer = _token_losses(hidden, unembed, targets, soft_cap, temperature)
-    return -losses, (hidden, unembed, targets, normalizer)
+def _logprobs_forward(hidden, unembed, targets, soft_cap, temperature, keep):
+    logits, losses, normalizer = _token_losses(hidden, unembed, targets, soft_cap, temperature)
+    return -losses, (hidden, unembed, targets, normalizer, logits if keep else None)
 
 
-def _logprobs_backward(soft_cap, temperature, residuals, gradient):
-    hidden, unembed, targets, normalizer = residuals
-    logits = _logits(hidden, unembed, soft_cap, temperature)
+def _logprobs_backward(soft_cap, temperature, keep, residuals, gradient):
+    hidden, unembed, targets, normalizer, logits = residuals
+    if not keep:
+        logits = _logits(hidden, unembed, soft_cap, temperature)
     of_hidden, of_unembed = _gradients(
         hidden, unembed, targets, -gradient, logits, normalizer, soft_cap, temperature
     )

@@ -47,7 +47,7 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     if devices is None and math.prod(sizes) < len(jax.devices()) and hosts.count() > 1:
         raise InputError(
             f"mesh: expected all {len(jax.devices())} devices of the {hosts.count()} hosts, found "
-            f"{math.prod(sizes)}; give one axis the rest: --config.mesh.fsdp=-1"
+            f"{math.prod(sizes)}; give one axis the rest, as --config.mesh.fsdp=-1 does"
         )
     devices = jax.devices() if devices is None else devices
     return jax.sharding.Mesh(

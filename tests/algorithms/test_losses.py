@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -56,8 +57,15 @@ def test_language_loss_and_gradients_are_those_of_torch(chunked, soft_cap):
     np.testing.assert_allclose(gradients[1], u.grad, atol=1e-5)
 
 
+@pytest.fixture(params=["kept", "in chunks"])
+def kept_or_chunked(request, monkeypatch):
+    if request.param == "in chunks":
+        monkeypatch.setattr(losses, "CHUNK_LOGITS", 2 * BATCH * VOCABULARY)
+        monkeypatch.setattr(losses, "KEPT_LOGITS", BATCH * LENGTH * VOCABULARY - 1)
+
+
 @pytest.mark.parametrize("soft_cap", [None, 1.5])
-def test_token_logprobs_and_gradients_are_those_of_torch(chunked, soft_cap):
+def test_token_logprobs_and_gradients_are_those_of_torch(kept_or_chunked, soft_cap):
     hidden, unembed, targets, slopes = language_batch(1)
     h, u = torch.tensor(hidden, requires_grad=True), torch.tensor(unembed, requires_grad=True)
     expected = -torch_losses(h, u, targets, soft_cap)
@@ -72,7 +80,7 @@ def test_token_logprobs_and_gradients_are_those_of_torch(chunked, soft_cap):
 
 
 @pytest.mark.parametrize("soft_cap", [None, 2.0])
-def test_token_logprobs_and_gradients_at_a_temperature(chunked, soft_cap):
+def test_token_logprobs_and_gradients_at_a_temperature(kept_or_chunked, soft_cap):
     hidden, unembed, targets, slopes = language_batch(1)
 
     def plain(hidden, unembed):
@@ -89,6 +97,29 @@ def test_token_logprobs_and_gradients_at_a_temperature(chunked, soft_cap):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     for mine, other in zip(back(jnp.array(slopes)), plain_back(jnp.array(slopes)), strict=True):
         np.testing.assert_allclose(mine, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(("kept", "most"), [(100 * 8 * 64, 100 * 8 * 64), (0, 4 * 8 * 64)])
+def test_no_more_logits_are_held_than_are_kept(monkeypatch, kept, most):
+    """The largest array of the gradient's program, in numbers: B 8, T 100, V 64, chunks of 4."""
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 4 * 8 * 64)
+    monkeypatch.setattr(losses, "KEPT_LOGITS", kept)
+    hidden, unembed = jnp.zeros((8, 100, 2)), jnp.zeros((2, 64))
+    targets = jnp.zeros((8, 100), int)
+
+    def summed(hidden, unembed):
+        return losses.token_logprobs(hidden, unembed, targets).sum()
+
+    program = jax.make_jaxpr(jax.grad(summed, argnums=(0, 1)))(hidden, unembed)
+    assert max(sizes(program.jaxpr)) == most
+
+
+def sizes(program):
+    """Of all arrays that a program makes, and those inside it."""
+    for equation in program.eqns:
+        yield from (variable.aval.size for variable in equation.outvars)
+    for inner in jax.extend.core.subjaxprs(program):
+        yield from sizes(inner)
 
 
 def of_margins(margins, p_a):
