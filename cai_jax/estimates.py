@@ -20,7 +20,8 @@ ASSUMPTIONS = (
     "HBM: every instruction that is not fused reads its operands and writes its result once",
     "collectives: (n - 1) / n of the payload leaves each of n devices, twice that in an all-reduce",
     "attention kernels: the blocks that their masks leave, as if each row were one document; keys "
-    "and values read again for each block of queries",
+    "and values read again for each block of queries; in decoding all columns of the slots, of "
+    "which a TPU reads the live ones",
     "MFU: 6 FLOPs a parameter and token trained, 2 forward; no attention, nothing for "
     "rematerialisation",
     "loops that end when all rows have: as long as max_new_tokens allows",

@@ -1,6 +1,7 @@
 """What attention kernels cost, which a compiled program calls as closed boxes.
 
-Axes: B batch, N query heads, T positions, H head dim.
+Axes: B batch, N query heads, T positions, H head dim; of decoding those of
+`models/decode_kernel.py`.
 """
 
 import json
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from cai_jax.core.hlo_text import Computation, Instruction
 
 SPLASH = re.compile(r"splash_mha_(fwd|dq|dkv)_")
+DECODE = re.compile(r"decode_slots")
 CUDNN = re.compile(r"__cudnn\$fmha\w*")
 # Products of [T, H] with [H, T] or of [T, T] with [T, H] in each kernel; cuDNN's backward has dq
 # and dkv in one, with the weights once.
@@ -21,7 +23,9 @@ class Kernel(NamedTuple):
     """Of one call."""
 
     flops: float
-    read_again: float  # bytes of operands that are read more than once, without the first time
+    # Bytes of operands that are read more than once, without the first time; less than 0 where
+    # parts of operands are not read.
+    read_again: float
 
 
 def attention(i: Instruction, computation: Computation) -> Kernel | None:
@@ -36,6 +40,8 @@ def attention(i: Instruction, computation: Computation) -> Kernel | None:
     found = SPLASH.search(i.name)
     if found and "tpu_custom_call" in i.attributes:
         return _splash(found[1], i, computation)
+    if DECODE.match(i.name) and "tpu_custom_call" in i.attributes:
+        return _decode(i, computation)
     if CUDNN.search(i.attributes):
         return _cudnn(i, computation)
     return None
@@ -58,6 +64,18 @@ def _splash(kind: str, i: Instruction, computation: Computation) -> Kernel:
     itemsize = queries.bytes // math.prod(queries.sizes)
     again = 2.0 * heads * max(visited - blocks, 0) * block * head_dim * itemsize
     return Kernel(flops, 0.0 if queries.on_chip else again)
+
+
+def _decode(i: Instruction, computation: Computation) -> Kernel:
+    """All columns of a layer's slots, as the plain path reads: how many are live is data."""
+    arrays = [computation.by_name[name].shapes[0] for name in i.operands]
+    # Numbers [.]; queries [B, K, G, H]; keys [L, B, K, H, S] and values; perhaps two scales.
+    first = next(number for number, array in enumerate(arrays) if len(array.sizes) == 4)
+    groups = arrays[first].sizes[2]
+    keys, *_ = of_layers = arrays[first + 1 :]
+    layers, *of_layer = keys.sizes
+    unread = sum(array.bytes * (layers - 1) / layers for array in of_layers)
+    return Kernel(2.0 * 2 * groups * math.prod(of_layer), -unread)
 
 
 def _cudnn(i: Instruction, computation: Computation) -> Kernel:

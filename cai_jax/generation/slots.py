@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from cai_jax.generation import slot_rows
 from cai_jax.generation.distribution import Filter, Mode, draw, uniforms
 from cai_jax.generation.placing import split_cache, split_past, split_trunk
-from cai_jax.models import transformer
+from cai_jax.models import attention_kernels, transformer
 from cai_jax.models.cache import Arrays, Cache, Past, Trunk, init_cache
 from cai_jax.models.config import ModelConfig
 
@@ -159,6 +159,7 @@ def decode(
     mode: Mode,
     steps: int = CHUNK,
     trunk: Trunk | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Cache, Chunk]:
     """Decodes up to `limit` tokens, or until as many as `until` slots are done.
 
@@ -172,12 +173,16 @@ def decode(
         mode: what the filters need; see `distribution.mode_of`.
         steps: C.
         trunk: of the slots whose `base` is not 0.
+        mesh: splits the slots.
 
     Returns:
         The columns [B, C] that follow what the slots hold, and the tokens.
     """
     batch = slots.token.shape[0]
-    past = past._replace(lengths=slots.position, trunk=trunk, base=slots.base)
+    reading = attention_kernels.reading(config, past.values, mesh)
+    # A kernel reads nothing for those that are done.
+    lengths = slots.position if reading is None else jnp.where(slots.done, 0, slots.position)
+    past = past._replace(lengths=lengths, trunk=trunk, base=slots.base, reading=reading)
     if mode == "greedy":
         numbers = jnp.zeros((batch, steps), jnp.float32)
     else:
@@ -332,7 +337,7 @@ def decode_jit(
     params, config, past, slots, limit, until, mode, mesh=None, trunk=None
 ) -> tuple[Past, Chunk]:
     """A chunk of `decode`, written into the slots, in place; once for each shape and mode."""
-    cache, chunk = decode(params, config, past, slots, limit, until, mode, trunk=trunk)
+    cache, chunk = decode(params, config, past, slots, limit, until, mode, trunk=trunk, mesh=mesh)
     return split_past(write(past, cache, None, slots.column, mesh), mesh), chunk
 
 

@@ -4,7 +4,9 @@ Axes: B batch, T query positions, S key positions, N query heads, K key/value he
 H head dim, D width, L layers.
 """
 
-from typing import Any
+import functools
+import operator
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,6 +22,13 @@ from cai_jax.models.placing import gathered
 from cai_jax.models.rotary import rotate
 
 MASKED = -1e30  # added to the attention logits of what may not be seen; finite, so no NaN arises
+
+
+class Seen(NamedTuple):
+    """Who sees whom where a kernel reads the slots, in the place of a bias [B, 1, P + S + C]."""
+
+    others: jax.Array  # the bias [B, 1, P + C] of a trunk and of a cache
+    blocks: Any  # the columns of the slots, as `decode_kernel.Blocks`
 
 
 class Attention(nn.Module):
@@ -76,6 +85,8 @@ class Attention(nn.Module):
             attended = attention_kernels.attend(queries, *new, bias, c)
         elif state is None and c.attention_soft_cap is None:
             attended = causal_attention.attend(by_group, *new, bias)
+        elif isinstance(bias, Seen):
+            attended = _decode(by_group, keys, values, bias, c.attention_soft_cap, past, layer)
         else:
             attended = _attend(by_group, keys, values, bias, c.attention_soft_cap, past)
         attended = attended.reshape(batch, c.heads, length, c.head_dim)
@@ -132,9 +143,7 @@ def _attend(queries, keys, values, bias, soft_cap, past=None):
     if not shared:
         weights = jax.nn.softmax(weights, axis=-1)
     else:
-        highest = jnp.max(weights, axis=-1, keepdims=True)
-        weights = jnp.exp(weights - highest)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
+        weights, highest, total = _relative(weights)
     weights = weights.astype(values.dtype)
     if past is None:
         return jnp.einsum("bkts,bksh->bkth", weights, values).reshape(queries.shape)
@@ -147,6 +156,38 @@ def _attend(queries, keys, values, bias, soft_cap, past=None):
         there = _attend_to_trunk(rows, past.trunk, alike, soft_cap)
         attended = _joined(there, (attended, highest, total)).astype(values.dtype)
     return attended.reshape(queries.shape)
+
+
+def _decode(queries, keys, values, seen, soft_cap, past, layer):
+    """`_attend` of one position, T = 1, where a kernel reads the columns of the slots."""
+    from cai_jax.models import decode_kernel
+
+    batch, kv_heads, groups, _, head_dim = queries.shape
+    rows = queries.reshape(batch, kv_heads, groups, head_dim)
+    alike, bias = jnp.split(seen.others, [past.trunk_span], axis=-1)
+    weights = _seen(_products(rows, keys), bias, soft_cap)
+    weights, highest, total = _relative(weights)
+    new = jnp.einsum(
+        "bkts,bksh->bkth",
+        weights.astype(values.dtype),
+        values,
+        preferred_element_type=jnp.float32,
+    )
+    held = past.keys, past.values, past.scales
+    if layer is None:
+        held, layer = jax.tree.map(lambda array: array[None], held), 0
+    there = decode_kernel.attend(rows, *held, layer, seen.blocks, soft_cap, past.reading.mesh)
+    parts = [there, (new, highest, total)]
+    if past.trunk is not None:
+        parts.append(_attend_to_trunk(rows, past.trunk, alike, soft_cap))
+    return _joined(*parts).astype(values.dtype).reshape(queries.shape)
+
+
+def _relative(weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Weights of logits [..., S], relative to the highest; those, and the sums of weights."""
+    highest = jnp.max(weights, axis=-1, keepdims=True)
+    weights = jnp.exp(weights - highest)
+    return weights, highest, jnp.sum(weights, axis=-1, keepdims=True)
 
 
 def _seen(weights: jax.Array, bias: jax.Array, soft_cap: float | None) -> jax.Array:
@@ -170,9 +211,7 @@ def _attend_to_trunk(rows, trunk, bias, soft_cap):
             queries.reshape(-1, head_dim), keys, preferred_element_type=jnp.float32
         ).reshape(batch, length, -1)
         weights = _seen(weights, bias, soft_cap)
-        highest = jnp.max(weights, axis=-1, keepdims=True)
-        weights = jnp.exp(weights - highest)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
+        weights, highest, total = _relative(weights)
         found = jnp.dot(weights.astype(values.dtype).reshape(batch * length, -1), values)
         return found.reshape(batch, length, head_dim), highest, total
 
@@ -184,15 +223,15 @@ def _attend_to_trunk(rows, trunk, bias, soft_cap):
     return tuple(jnp.stack(parts, axis=1) for parts in zip(*heads))
 
 
-def _joined(one, other):
-    """The softmax over two sets of columns, of (weighted sum, highest logit, sum of weights) each.
+def _joined(*parts):
+    """The softmax over sets of columns, of (weighted sum, highest logit, sum of weights) each.
 
     Weights are relative to the highest of their set.
     """
-    highest = jnp.maximum(one[1], other[1])
-    scales = [jnp.exp(part[1] - highest) for part in (one, other)]
-    total = scales[0] * one[2] + scales[1] * other[2]
-    return (scales[0] * one[0] + scales[1] * other[0]) / total
+    highest = functools.reduce(jnp.maximum, (part[1] for part in parts))
+    scales = [jnp.exp(part[1] - highest) for part in parts]
+    total = functools.reduce(operator.add, (s * part[2] for s, part in zip(scales, parts)))
+    return functools.reduce(operator.add, (s * part[0] for s, part in zip(scales, parts))) / total
 
 
 def _products(queries: jax.Array, keys: jax.Array) -> jax.Array:
@@ -230,6 +269,23 @@ def segment_bias(
         assert positions is not None
         seen &= positions[:, :, None] - positions[:, None, :] < window
     return jnp.where(seen, 0.0, MASKED)
+
+
+def with_past(past: Past, positions: jax.Array, window: int | None, bias: jax.Array) -> Any:
+    """The bias [B, T, P + S + C] of tokens that see a past and, by `bias`, a cache; or `Seen`."""
+    before = past_bias(past, positions, window)
+    if past.reading is None:
+        return jnp.concatenate([before, bias], axis=-1)
+    from cai_jax.models import decode_kernel
+
+    assert past.lengths is not None
+    base = jnp.zeros_like(past.lengths) if past.base is None else past.base
+    span = past.span - past.trunk_span
+    starts, ends = jnp.zeros_like(base), jnp.clip(past.lengths - base, 0, span)
+    if window is not None:
+        starts = jnp.maximum(positions[:, 0] - window + 1 - base, 0)
+    blocks = decode_kernel.blocks(starts, ends, span, past.reading.columns, past.reading.mesh)
+    return Seen(jnp.concatenate([before[..., : past.trunk_span], bias], axis=-1), blocks)
 
 
 def past_bias(past: Past, positions: jax.Array, window: int | None = None) -> jax.Array:

@@ -1,9 +1,9 @@
 """Attention by the kernels that platforms have, which never write the weights [T, S] to memory.
 
 TPU: Pallas splash attention, as jax ships it. GPU: cuDNN's flash attention. What neither can do is
-left to the plain path of `models/attention.py`; `choose` has the rules. Decoding stays plain
-everywhere: one query a row reads its cache once, and jax's paged kernels for TPUs want a cache of
-pages, which this one is not.
+left to the plain path of `models/attention.py`; `choose` has the rules. Decoding on a TPU reads the
+columns of the slots by a kernel of our own (`models/decode_kernel.py`), where `reading` says so; it
+is plain elsewhere.
 
 Axes: B batch, T positions, N query heads, K key/value heads, H head dim.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from cai_jax.models.config import ModelConfig
@@ -34,6 +35,15 @@ class Sight:
     segments: jax.Array  # [B, T]
     windowed: jax.Array  # [] bool: whether the layer has the window; read in mixed layers only
     kernel: str = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How decoding reads the slots, on a TPU: by blocks of `columns`, on the devices of `mesh`."""
+
+    columns: int = dataclasses.field(metadata={"static": True})
+    mesh: Mesh | None = dataclasses.field(metadata={"static": True})
 
 
 def choose(
@@ -56,8 +66,7 @@ def choose(
         span: slots of the cache, if there is one.
         parents: as in `transformer.forward`.
     """
-    platform = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend(), "plain")
-    kernel = config.attention or platform
+    kernel = _wanted(config)
     untold = jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1
     if untold or parents is not None or length < LANES or span not in (None, length):
         return "plain"
@@ -66,6 +75,34 @@ def choose(
         if config.dtype != "bfloat16" or config.attention_soft_cap is not None or not fits:
             return "plain"
     return kernel
+
+
+def reading(config: ModelConfig, values: Any, mesh: Mesh | None) -> Reading | None:
+    """How steps of decoding read slots; None, the plain path, reads all columns of all slots.
+
+    Plain is left what is no TPU's; slots of no multiple of 128 columns; more than 4 MiB of keys and
+    values of 128 columns on a device; and programs of several devices that give no mesh.
+
+    Args:
+        config: the model.
+        values: of the slots, [L, B, K, S, H], or [B, K, S, H] of each layer.
+        mesh: that splits the slots.
+    """
+    if _wanted(config) != "splash" or (mesh is None and jax.device_count() > 1):
+        return None
+    from cai_jax.models import decode_kernel
+
+    array = jax.tree.leaves(values)[0]
+    *_, heads, span, head_dim = array.shape
+    tensor = 1 if mesh is None else mesh.shape["tensor"]
+    heads = heads if heads % tensor else heads // tensor
+    columns = decode_kernel.block_columns(span, heads, head_dim, array.dtype.itemsize)
+    return Reading(columns, mesh) if columns else None
+
+
+def _wanted(config: ModelConfig) -> str:
+    platform = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend(), "plain")
+    return config.attention or platform
 
 
 def attend(

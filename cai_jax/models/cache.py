@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cai_jax.models.attention_kernels import Reading
 from cai_jax.models.config import ModelConfig
 
 Arrays = jax.Array | tuple[jax.Array, ...]
@@ -41,6 +42,7 @@ class Past(NamedTuple):
     scales: tuple[Arrays, Arrays] | None = None  # [L, B, K, S] of keys and values, float32
     trunk: Trunk | None = None
     base: jax.Array | None = None  # [B] int32: tokens of the trunk that the text begins with, or 0
+    reading: Reading | None = None  # by a kernel, which a step of one token a text may use
 
     @property
     def trunk_span(self) -> int:

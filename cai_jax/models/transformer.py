@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cai_jax.models import attention_kernels
-from cai_jax.models.attention import Attention, cache_bias, past_bias, segment_bias
+from cai_jax.models.attention import Attention, cache_bias, segment_bias, with_past
 from cai_jax.models.cache import Cache, Past
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.layers import MLP, Embedder, Norm, PositionEmbedder
@@ -173,8 +173,8 @@ class Transformer(nn.Module):
             valid = lax.dynamic_update_slice(cache.valid, segments != 0, (0, start))
             biases = [cache_bias(valid, start, length, window) for window in windows]
         if past is not None:
-            before = [past_bias(past, positions, window) for window in windows]
-            biases = [jnp.concatenate(both, axis=-1) for both in zip(before, biases)]
+            both = zip(windows, biases)
+            biases = [with_past(past, positions, window, bias) for window, bias in both]
         if kernel != "plain":
             near = [jnp.asarray(window is not None) for window in windows]
             biases = [attention_kernels.Sight(segments, of_layer, kernel) for of_layer in near]
@@ -184,7 +184,7 @@ class Transformer(nn.Module):
             x = x + PositionEmbedder(config, name="position_embedder")(positions)
         read = None if past is None else past._replace(lengths=None, base=None)
         if layers is None:
-            (x, state), _ = _scanned_layers(config)(
+            (x, state), _ = _scanned_layers(config, read)(
                 (x, state), jnp.arange(config.layers), rotations, biases, start, read
             )
         else:
@@ -286,17 +286,22 @@ def _of_layer(variants: list[Any], config: ModelConfig, layer: jax.Array) -> Any
     return jax.tree.map(lambda far, near: jnp.where(windowed, near, far), *variants)
 
 
-def _scanned_layers(config: ModelConfig) -> nn.Module:
+def _scanned_layers(config: ModelConfig, past: Past | None) -> nn.Module:
     layer: Any = Layer
     if config.remat != "none":
         dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         kept = dots if config.remat == "dots" else None
         layer = nn.remat(Layer, prevent_cse=False, policy=kept)
+    of_past: Any = 0
+    if past is not None and past.reading is not None:
+        # A kernel takes its layer out of all of them: cut out here, they would be copied.
+        whole = {name: nn.broadcast for name in ("keys", "values", "scales")}
+        of_past = past._replace(trunk=None if past.trunk is None else 0, **whole)  # type: ignore
     scanned = nn.scan(
         layer,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, 0),
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, of_past),
         length=config.layers,
         unroll=_unroll(config),
     )

@@ -279,6 +279,25 @@ custom-call(%m, %m, %q, %k, %k), custom_call_target="tpu_custom_call"
     assert found.hbm_bytes == (once + queries + again) + (once + 2 * keys + again) + other
 
 
+def test_decoding_by_a_kernel_costs_one_layer_of_the_slots():
+    # Four layers of 2 slots, 3 heads for 5 queries each, of 8 dims, and 16 columns.
+    text = """
+ENTRY %main (q: bf16[2,3,5,8]) -> f32[2,3,5,8] {
+  %n = s32[2]{0} parameter(0)
+  %q = bf16[2,3,5,8]{3,2,1,0} parameter(1)
+  %k = s8[4,2,3,8,16]{4,3,2,1,0} parameter(2)
+  %v = s8[4,2,3,16,8]{4,3,2,1,0} parameter(3)
+  %s = f32[4,2,3,16]{3,2,1,0} parameter(4)
+  ROOT %decode_slots.1 = f32[2,3,5,8]{3,2,1,0} custom-call(%n, %q, %k, %v, %s, %s), \
+custom_call_target="tpu_custom_call"
+}
+"""
+    found, columns = hlo_costs.Module(text).costs(), 2 * 3 * 16
+    assert found.flops == 2 * 2 * columns * 5 * 8
+    once = 2 * 4 + 2 * 3 * 5 * 8 * (2 + 4)
+    assert found.hbm_bytes == once + columns * (2 * 8 + 2 * 4)
+
+
 def test_cudnn_attention_costs_half_where_it_is_causal():
     def text(mask, kind):
         options = (
