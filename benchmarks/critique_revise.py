@@ -11,12 +11,18 @@ JSON object; `forwarded_over_distinct` is how often a prompt token is computed.
 
 Run it alone on the machine: whatever else runs there is in the numbers.
 
-Measured with 16 records on two CPU cores: 29.5 s for 7,972 tokens, transformers 266.8 s, 9.0 times
-as long (8.6 times by those of its texts that were timed next to ours). Its nine texts were timed
-one by one: four an hour before, five after ours. All 16 records had the first four the same; before
-the other five the model's rotations were given another base, and they were not compared. 0.77 of
-the distinct prompt tokens are read, since the others were written there; to send prompts whole is
-to read 17.4 times the distinct ones.
+Measured with 16 records on two CPU cores: 28.4 s for 7,972 tokens (two runs, 28.2 and 28.6), and
+right after it the first four of transformers' nine texts: 3.6, 37.4, 34.2 and 34.1 s, all with the
+same tokens. The other five were not timed then; at the mean of the last three, 35.2 s, all nine are
+285 s, 10.0 times as long. Before keys were read in blocks it was 29.5 s to 266.8 s, 9.0 times, its
+nine texts timed one by one within two hours. 0.77 of the distinct prompt tokens are read, since the
+others were written there; to send prompts whole is to read 17.4 times the distinct ones.
+
+Where the time goes, with a wait after each program: 608 steps of 26.8 ms (34.6 without blocks; the
+longest chain has as many), 13 of 16 slots live on average, and 11 s to read: requests, two at a
+time, at 120 GFLOP/s (8.9 s, of which a fifth is padding), the few-shots (1.1 s), dialogues. Of a
+step, products with weights are 11 to 13 ms (78 GFLOP/s with 16 rows, 109 with 32, 178 with 128),
+the few-shots' keys and values 6, the slots' own 5.
 """
 
 import dataclasses

@@ -12,19 +12,30 @@ aside, all.
 
 Run it alone on the machine: whatever else runs there is in the numbers.
 
-Measured on two CPU cores, whose speed moves by a fifth from hour to hour: `equal` 755 tokens/s,
-1.31 times transformers (575 with a dynamic cache, 532 with a static one) and 1.59 times Tunix 0.1.7
-(475), one run; 789, 1.42 times, hours before. `ragged` 486, 1.89 times transformers (257, dynamic
-cache; one run of each). All tokens of all were the same. vLLM is not beside them: what PyPI has of
-it wants CUDA, and a build of it for CPUs was not tried.
+Measured on two CPU cores, whose speed moves by a fifth from hour to hour, beside the others before
+keys were read in blocks (`generation/slots.py`): `equal` 755 tokens/s, 1.31 times transformers (575
+with a dynamic cache, 532 with a static one) and 1.59 times Tunix 0.1.7 (475), one run; `ragged`
+486, 1.89 times transformers (257, dynamic cache; one run of each). All tokens of all were the same.
+vLLM is not beside them: what PyPI has of it wants CUDA, and a build of it for CPUs was not tried.
+With blocks, beside the same program without them and with the same tokens, and not beside the
+others again: `ragged` 577 for 539 tokens/s (one run each), `equal` 771 for 678 (medians of three).
 
-Where a step's time goes, 32 slots, and what did not help: products with weights 17 ms, 100 GFLOP/s
-where a large product had 132 to 180. Queries, keys and values, or gate and up, in one product: the
-same. Weights stored the other way round: 21 ms. YNNPACK: it is the compiler's choice already.
-Attention 12 ms at 384 columns, which is 17 GB/s of keys and values where a sum reads 20; products
-by hand as sums take eight times as long. The rest is 4 ms. 2.5 times transformers would be
-less than 10 ms a step. What did help in `ragged`: no columns beyond the budget, and refills of
-fewer slots, the last of them at once (685 steps for 734).
+What no program could do better, measured in one go: products with weights alone take 1.05 s for the
+4,096 prompt tokens of `equal` and 17.3 ms a step of 32 by XLA, 1.26 s and 22 to 35 ms by torch; 128
+steps with them 3.3 s, and 4.1 to 5.8 s. `transformers` took 7.6 to 9.4 s then (three runs of each
+cache, medians 8.8 and 8.3): so 2.5 times is all that products alone leave to XLA, without attention
+and whatever else, and 2.0 times to torch's. To read live keys and values once would be 0.5 s more,
+by arithmetic at 25 GB/s, which leaves 2.2. In `ragged`, 16,384 prompt tokens and 539 full steps are
+13.5 s by the same numbers, 4.9 times less than the 65.8 s that transformers took earlier.
+
+Where a step's time goes, 32 slots of 384 columns, 31 ms (41 without blocks): products with weights
+17 ms, attention about 9, blocks 2, the rest 3. What did not help: queries, keys and values, or gate
+and up, in one product: the same. Weights stored the other way round: 21 ms; in blocks of 64 or 128
+outputs: 30 ms. YNNPACK is the compiler's choice already. What did help in `ragged`: no columns
+beyond the budget, and refills of fewer slots, the last of them at once (685 steps for 734). In it
+25 of 32 slots are live on average in slots of 384 columns, since the last requests run out; to go
+on with 16 slots then would save a twentieth, by simulation. To begin with the largest budgets would
+take 569 steps, but what a text's length will be is not known where stop strings end it.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
 Every host runs the same program over the same records, in lock step; arrays on devices are global,
 and each host feeds and holds its own part of them. The first host alone writes single files and
-speaks on stdout; records are written as one shard a host; errors come from every host. Records are
-read and tokenized by all of them, once a step: how they are packed and ordered depends on all. The
-rows of a training's batches are filled by the host whose devices hold them (`models/placing.py`).
+speaks on stdout; records are written as one shard a host; errors come from every host. Each reads
+and tokenizes its share of what is trained on (`data/shares.py`), and fills those rows of a batch
+that its devices hold (`models/placing.py`).
 
 Which hosts there are is JAX's own knowledge (`jax.distributed`): nothing is kept here, and a
 process that has not joined others is the only one.
@@ -15,11 +15,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from cai_jax.errors import InputError, Terminated
 
@@ -28,6 +30,7 @@ HEARTBEAT_SECONDS = 60  # a host that is silent so long is gone, and the others 
 JOIN_SECONDS = 300  # for all hosts to come
 SHUTDOWN_SECONDS = 60
 TERMINATED = 128 + signal.SIGTERM  # as a shell has it of a process that SIGTERM ended
+EXCHANGED_BYTES = 2**24  # of each host at a time: all of them lie on every device
 LOST = 1  # the exit status of a host that has lost the others
 # What the errors of collectives and of the coordinator have in them when a host is gone.
 SIGNS_OF_LOSS = ("gloo", "unavailable", "heartbeat", "coordination", "connection", "deadline")
@@ -121,6 +124,40 @@ def first_says(answer: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.broadcast_one_to_all(answer))
+
+
+def gathered(make: Callable[[], Any]) -> list[Any]:
+    """What `make` gives on each host, in their order, as JSON has it; all hosts must call.
+
+    Raises:
+        InputError: on all hosts, so that none waits for another: that of the first to raise one.
+    """
+    if count() == 1:
+        return [make()]
+    try:
+        said = {"made": make()}
+    except InputError as error:
+        said = {"error": str(error)}
+    parts = [json.loads(part) for part in exchanged(json.dumps(said).encode())]
+    for part in parts:
+        if "error" in part:
+            raise InputError(part["error"])
+    return [part["made"] for part in parts]
+
+
+def exchanged(part: bytes) -> list[bytes]:
+    """The bytes of each host, in their order; all hosts must call."""
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    sizes = multihost_utils.process_allgather(np.array(len(part), np.int32))
+    padded = np.zeros(max(sizes), np.uint8)
+    padded[: len(part)] = np.frombuffer(part, np.uint8)
+    pieces = [
+        multihost_utils.process_allgather(padded[start : start + EXCHANGED_BYTES])
+        for start in range(0, len(padded), EXCHANGED_BYTES)
+    ]
+    return [of[:size].tobytes() for of, size in zip(np.concatenate(pieces, axis=1), sizes)]
 
 
 def asked(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cai_jax import checkpoints
+from cai_jax import checkpoints, hosts
 from cai_jax.core import artifact
 from cai_jax.data import blind, readers, rows, schema, tfds_splits, xstest
 from cai_jax.data.bad_records import BadRecords
@@ -133,7 +133,7 @@ def check(role: str, path: Path, config: Mapping[str, Any]) -> None:
                 f"{artifact.MANIFEST}"
             )
     elif role in COMPARISON_ROLES:
-        readers.read_comparisons(path, fields, bad)
+        _check_comparisons(path, fields, bad)
     elif role == "pairs" and "fields" in config:
         from cai_jax.data.judged import read_pairs
 
@@ -212,19 +212,37 @@ def _check_model(role: str, folder: Path, needs_weights: bool) -> None:
         raise InputError(f"{folder}: expected a tokenizer beside the weights, found none")
 
 
+def _check_comparisons(path: Path, fields: Mapping[str, str], bad: BadRecords) -> None:
+    """Each host reads its share of the rows; all must call."""
+    found = list(readers.find_comparisons(path, fields))
+    share = found[hosts.share(len(found))]
+    parts = hosts.gathered(lambda: (sum(1 for _ in bad.good(share)), bad.found))
+    bad.found = [of for _, part in parts for of in part]
+    readers.check_some(sum(good for good, _ in parts), path, "comparison", bad)
+
+
 def _check_records(path: Path, bad: BadRecords) -> None:
-    record_type = None
-    for where, _, value in rows.read_rows(path):
-        try:
-            if isinstance(value, InputError):
-                raise value
-            if not isinstance(value, dict):
-                raise InputError(f"{where}: expected an object, found {str(value)[:40]!r}")
-            record_type = record_type or _record_type(value, where)
-            schema.parse(record_type, value, where)
-        except InputError as error:
-            bad.add(where, error)
-    if record_type is None:
+    """Each host reads rows up to the first that shows their type, and its share; all must call."""
+    found = list(rows.find_rows(path))
+    share = range(len(found))[hosts.share(len(found))]
+
+    def check_share() -> bool:
+        record_type = None
+        for where, number, read in found:
+            if record_type and number not in share:
+                continue
+            try:
+                if isinstance(value := read(), InputError):
+                    raise value
+                if not isinstance(value, dict):
+                    raise InputError(f"{where}: expected an object, found {str(value)[:40]!r}")
+                record_type = record_type or _record_type(value, where)
+                schema.parse(record_type, value, where)
+            except InputError as error:
+                bad.add(where, error)
+        return record_type is not None
+
+    if not any(hosts.gathered(check_share)):
         raise InputError(f"{path}: expected at least one record, found none")
 
 

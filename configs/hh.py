@@ -57,8 +57,8 @@ def get_config(
         helpful_model: "": the same.
         hardware: a key of HARDWARE in cai_jax/costs.py; for --dry_run alone.
         mesh: devices along data, fsdp and tensor.
-        sampling_mesh: the same, for steps that train nothing: they read weights for each token, and
-            what fsdp splits would be sent for each token. None: as `mesh`.
+        sampling_mesh: the same, for steps that train nothing: they read all weights for each token,
+            and wait for the network where fsdp alone splits them. None: as `mesh`.
         limit: at most so many prompts of each source; 0: all.
         generated_prompts: how many red-team prompts the pretrained model writes besides (section
             3.2 of the paper); 0: none.

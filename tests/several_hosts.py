@@ -26,13 +26,13 @@ def get_config():
     config.seed = 3
     config.mesh = ConfigDict({{"data": {devices}, "fsdp": 1, "tensor": 1}})
     steps = config.steps = ConfigDict(sort_keys=False)
-    model, prompts = "model", "prompts.jsonl"
+    model, prompts, devices = "model", "prompts.jsonl", {devices}
     short = dict(max_response_tokens=5, batch_size={devices})
     {steps}
     return config
 """
 SHORT = """
-    steps.sl = step("finetune", {"model": model, "data": "demonstrations.jsonl"}, rows=2,
+    steps.sl = step("finetune", {"model": model, "data": "demonstrations.jsonl"}, rows=devices,
         sequence_length=32, epochs=30, log_every=1)
     steps.pairs = step("compare", {"model": "sl", "prompts": prompts}, **short)
 """

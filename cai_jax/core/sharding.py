@@ -136,7 +136,7 @@ def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """`function`, told the mesh while it is traced, so that its models keep rows split.
 
     It is for programs that compute gradients. In decoding, where a batch is small beside a layer's
-    weights, these stay where they are and activations are exchanged.
+    weights, what to send is left to the compiler.
     """
     if mesh.size == 1:
         return function

@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cai_jax import hosts
+from cai_jax.data.rows import Unread
 from cai_jax.errors import InputError
 
 ON_BAD_RECORD = ("refuse", "skip")
@@ -36,6 +38,15 @@ class BadRecords:
         file, _, line = where.rpartition(":")
         reason = " ".join(str(error).removeprefix(where).lstrip(": ").split())
         self.found.append({"file": file, "line": int(line), "reason": reason})
+
+    def good(self, rows: Iterable[Unread]) -> Iterator[tuple[Unread, Any]]:
+        """(row, value) of each row that can be read; the others are added."""
+        for row in rows:
+            value = row.value()
+            if isinstance(value, InputError):
+                self.add(row.where, value)
+            else:
+                yield row, value
 
     def report(self, folder: Path) -> dict[str, int]:
         """Writes `folder`/bad_records.jsonl, and returns {"bad_records": n}; neither if the first

@@ -1,6 +1,7 @@
 """The sources that are trained on and measured by where pairs are compared, each by its name."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +9,13 @@ from ml_collections import ConfigDict
 
 from cai_jax.data import comparisons, readers, schema
 from cai_jax.data.bad_records import BadRecords
-from cai_jax.data.comparisons import FittedPairs
+from cai_jax.data.comparisons import Compared, TokenPair
 from cai_jax.data.examples import Render
 from cai_jax.data.packing import check_on_long
+from cai_jax.data.rows import Unread
 from cai_jax.data.schema import Comparison
+from cai_jax.data.shares import Share
+from cai_jax.data.tokenization import check_ids
 from cai_jax.errors import InputError
 
 RECORD_FILE = "comparisons.jsonl"
@@ -24,7 +28,9 @@ class Source(NamedTuple):
     name: str
     trained: bool  # whether they are trained on, or held out
     weight: float  # of each in the loss
-    fitted: FittedPairs
+    pairs: list[Compared]
+    truncated: int  # pairs whose dialogue lost its beginning
+    dropped: int  # pairs left out
 
 
 def check_inputs(config: ConfigDict, inputs: Mapping[str, Any]) -> None:
@@ -81,81 +87,48 @@ def read(
     longest: int,
     bad: BadRecords,
 ) -> list[Source]:
-    """All sources of a step, as pairs of tokens of the model that fit into `longest`.
+    """All sources of a step, as pairs that fit into `longest` tokens; all hosts must call.
 
-    `render` gives the prompt of a dialogue.
+    Those to train on come first. A source has the name of its path, with "_" behind it where that
+    is taken. `render` gives the prompt of a dialogue.
 
     Raises:
-        InputError: as `check`, or a record is bad and `bad` does not leave it out.
+        InputError: nothing to train on fits, a token is none of the model's, or a record is bad and
+            `bad` does not leave it out.
     """
-    sources = read_sources(
-        [paths(inputs, role) for role in ("comparisons", "held_out")],
-        config.weights,
-        lambda path: read_file(path, config.fields, bad),
-        lambda records: comparisons.fit_pairs(
-            records, model.tokenizer, render, longest, config.on_long
-        ),
-    )
-    check(sources, longest, model.config.vocab_size)
-    return sources
 
+    def make(records: list[Comparison]) -> tuple[list[list[TokenPair]], Counter[str]]:
+        made = comparisons.fit_pairs(records, model.tokenizer, render, longest, config.on_long)
+        texts = (text for of in made[0] for pair in of for text in (pair.a, pair.b))
+        check_ids(map(max, texts), model.config.vocab_size)
+        return made
 
-def read_sources(
-    paths: Sequence[Sequence[Path]],
-    weights: Sequence[float],
-    read: Callable[[Path], list[Comparison]],
-    fit: Callable[[Sequence[Comparison]], FittedPairs],
-) -> list[Source]:
-    """All sources: those to train on, in their order, then the held-out ones.
-
-    A source has the name of its path, with "_" behind it where that is taken.
-
-    Args:
-        paths: of the sources to train on, and of the held-out ones.
-        weights: of the sources to train on; none: all 1.
-        read: gives the comparisons of a path.
-        fit: makes token pairs of comparisons.
-    """
     found = []
-    for trained, group in zip((True, False), paths):
-        taken = {TRAINING}
-        for number, path in enumerate(group):
+    for role in ("comparisons", "held_out"):
+        trained, taken = role == "comparisons", {TRAINING}
+        for number, path in enumerate(paths(inputs, role)):
             name = readers.name_of(path)
             while name in taken:
                 name += "_"
             taken.add(name)
-            weight = float(weights[number]) if trained and weights else 1.0
-            fitted = fit(read(path))
-            pairs = [pair._replace(weight=weight) for pair in fitted.pairs]
-            found.append(Source(name, trained, weight, fitted._replace(pairs=pairs)))
+            weight = float(config.weights[number]) if trained and config.weights else 1.0
+            share = Share(path, find(path, config.fields), make, comparisons.facts, bad)
+            if not path.is_dir():
+                readers.check_some(share.records, path, "comparison", bad)
+            pairs = [Compared(*known)._replace(weight=weight) for known in share.known]
+            counts = share.counts["truncated"], share.counts["dropped"]
+            found.append(Source(name, trained, weight, pairs, *counts))
+    if not any(source.pairs for source in found if source.trained):
+        raise InputError(
+            "comparisons: expected pairs that fit, found none "
+            f"({sum(source.dropped for source in found if source.trained)} are longer than "
+            f"{longest} tokens); raise sequence_length"
+        )
     return found
 
 
-def read_file(path: Path, fields: Mapping[str, str], bad: BadRecords) -> list[Comparison]:
-    """The comparisons of a step's folder, or of a file of any format."""
+def find(path: Path, fields: Mapping[str, str]) -> Iterator[Unread]:
+    """The rows of a step's folder, or of a file of any format, as comparisons."""
     if path.is_dir():
-        return schema.read_records(path / RECORD_FILE, Comparison, bad)
-    return readers.read_comparisons(path, fields, bad)
-
-
-def check(sources: Sequence[Source], longest: int, vocab_size: int) -> None:
-    """Refuses sources that a model cannot be trained on.
-
-    Raises:
-        InputError: nothing to train on fits into `longest` tokens, or a token is none of the
-            model's.
-    """
-    trained = [source.fitted for source in sources if source.trained]
-    if not any(fitted.pairs for fitted in trained):
-        raise InputError(
-            "comparisons: expected pairs that fit, found none "
-            f"({sum(fitted.dropped for fitted in trained)} are longer than {longest} tokens); "
-            "raise sequence_length"
-        )
-    texts = (text for source in sources for pair in source.fitted.pairs for text in pair[1:3])
-    largest = max(map(max, texts))
-    if largest >= vocab_size:
-        raise InputError(
-            f"model: its tokenizer gives id {largest}, but its vocabulary has only "
-            f"{vocab_size} entries; the folder's files do not belong together"
-        )
+        return schema.find_records(path / RECORD_FILE, Comparison)
+    return readers.find_comparisons(path, fields)

@@ -1,6 +1,7 @@
 """Comparisons as pairs of token sequences, for the preference model."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from cai_jax.data.examples import Render
 from cai_jax.data.packing import check_on_long
 from cai_jax.data.schema import Comparison
+from cai_jax.data.shares import Place, items
 from cai_jax.data.tokenization import TextTokenizer
 from cai_jax.errors import InputError
 
@@ -26,12 +28,16 @@ class TokenPair(NamedTuple):
     shared: int = 0  # tokens at the beginning that are those of one prompt
 
 
-class FittedPairs(NamedTuple):
-    """Pairs that fit, and what was done to those that did not."""
+class Compared(NamedTuple):
+    """A pair of which the tokens are elsewhere (`data/shares.py`), for what needs none."""
 
-    pairs: list[TokenPair]
-    truncated: int  # pairs whose dialogue lost its beginning
-    dropped: int  # pairs left out
+    at: Place
+    record_id: str
+    length_a: int  # in tokens
+    length_b: int
+    shared: int
+    p_a: float
+    weight: float = 1.0
 
 
 class PairBatch(NamedTuple):
@@ -72,7 +78,7 @@ def fit_pairs(
     render: Render,
     length: int,
     on_long: str,
-) -> FittedPairs:
+) -> tuple[list[list[TokenPair]], Counter[str]]:
     """Tokenizes comparisons, and treats those of more than `length` tokens as `on_long` says.
 
     A text is the dialogue, the response and an end token, where the score is read (Bai et al.
@@ -87,6 +93,10 @@ def fit_pairs(
         length: tokens that a text may have.
         on_long: "truncate" (the beginning of the dialogue), "drop" or "refuse".
 
+    Returns:
+        The pair of each record, or none where it does not fit; and counts of pairs truncated (that
+        lost the beginning of their dialogue) and dropped (left out).
+
     Raises:
         InputError: `on_long` is "refuse" and there is such a pair, or it is no known word; a label
             is no probability.
@@ -98,7 +108,8 @@ def fit_pairs(
     responses_b = tokenizer.encode_batch([answer(record.response_b) for record in records])
     start, end = tokenizer.prompt_start, [tokenizer.eos_id]
     room = length - len(start) - len(end)
-    pairs, truncated, dropped = [], 0, 0
+    pairs: list[list[TokenPair]] = []
+    counts = Counter(truncated=0, dropped=0)
     for record, dialogue, a, b in zip(records, dialogues, responses_a, responses_b):
         if not 0 <= record.p_a <= 1:
             raise InputError(
@@ -111,13 +122,25 @@ def fit_pairs(
                 "raise sequence_length, or set on_long to truncate or drop"
             )
         if excess and (on_long == "drop" or excess >= len(dialogue)):
-            dropped += 1
+            counts["dropped"] += 1
+            pairs.append([])
             continue
-        truncated += excess > 0
+        counts["truncated"] += excess > 0
         prompt = start + dialogue[excess:]
         sides = prompt + a + end, prompt + b + end
-        pairs.append(TokenPair(record.id, *sides, record.p_a, shared=len(prompt)))
-    return FittedPairs(pairs, truncated, dropped)
+        pairs.append([TokenPair(record.id, *sides, record.p_a, shared=len(prompt))])
+    return pairs, counts
+
+
+def facts(pair: TokenPair) -> tuple[str, int, int, int, float]:
+    """What a `Compared` has of a pair."""
+    return pair.record_id, len(pair.a), len(pair.b), pair.shared, pair.p_a
+
+
+def token_pairs(compared: Sequence[Compared]) -> list[TokenPair]:
+    """The pairs with their tokens, and the weights that they are given with."""
+    pairs = items([pair.at for pair in compared])
+    return [pair._replace(weight=of.weight) for pair, of in zip(pairs, compared)]
 
 
 def fill_pairs(pairs: Sequence[TokenPair], num_pairs: int, length: int) -> PairBatch:
@@ -148,14 +171,14 @@ def fill_responses(
     return ResponseBatch(batch.tokens, batch.mask, response, of_reference, batch.p_a, batch.weights)
 
 
-def longer_length(pair: TokenPair) -> int:
+def longer_length(pair: Compared) -> int:
     """Tokens of the longer text of a pair."""
-    return max(len(pair.a), len(pair.b))
+    return max(pair.length_a, pair.length_b)
 
 
-def shared_length(pair: TokenPair) -> int:
+def shared_length(pair: Compared) -> int:
     """Tokens of a pair whose prompt is there once."""
-    return len(pair.a) + len(pair.b) - pair.shared
+    return pair.length_a + pair.length_b - pair.shared
 
 
 def fill_shared(pairs: Sequence[TokenPair], num_pairs: int, length: int) -> SharedBatch:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cai_jax.data.schema import Chain, Demonstration, Dialogue, Document
+from cai_jax.data.shares import Place
 from cai_jax.data.tokenization import TextTokenizer
 from cai_jax.errors import InputError
 
@@ -23,6 +24,14 @@ class Example(NamedTuple):
     record_id: str
     ids: np.ndarray  # int32 [length]
     weights: np.ndarray  # float32 [length]: of predicting the token at this index
+
+
+class Length(NamedTuple):
+    """An example that is made elsewhere (`data/shares.py`), for what needs no tokens."""
+
+    at: Place
+    record_id: str
+    length: int  # in tokens
 
 
 class WeightedText(NamedTuple):

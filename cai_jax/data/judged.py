@@ -1,5 +1,6 @@
 """Pairs as a feedback step reads them, and the comparisons that it makes of them."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,9 @@ def read_pairs(
     Raises:
         InputError: naming file, line, field and what was expected.
     """
-    path = Path(path)
-    bad = bad or BadRecords()
-    pairs: list[Pair] = []
-    for where, id, value in readers.named_rows(path / "pairs.jsonl" if path.is_dir() else path):
-        try:
-            if isinstance(value, InputError):
-                raise value
-            pairs.append(_pair(value, where, id, fields))
-        except InputError as error:
-            bad.add(where, error)
-    return pairs
+    path = path / "pairs.jsonl" if path.is_dir() else path
+    found = readers.find(Path(path), functools.partial(_pair, fields=fields))
+    return [pair for _, pair in (bad or BadRecords()).good(found)]
 
 
 def _pair(value: Any, where: str, default_id: str, fields: Mapping[str, str]) -> Pair:

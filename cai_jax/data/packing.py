@@ -5,7 +5,7 @@ every example and every lost token is counted. (Of grain's packers, ConcatThenSp
 where a row ends, and FirstFitPack knows neither the number of rows nor the records in them.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -96,7 +96,7 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def fill(
-    examples: Sequence[Example],
+    examples: Sequence[Example] | Mapping[int, Example],
     rows: Sequence[Sequence[int]],
     num_rows: int,
     length: int,

@@ -5,14 +5,14 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from cai_jax.data import tfds_splits
 from cai_jax.data.bad_records import BadRecords
 from cai_jax.data.forms import FIELDS, NO_FIELDS, comparison_of, prompt_of
-from cai_jax.data.rows import read_rows
+from cai_jax.data.rows import Unread, find_rows
 from cai_jax.data.schema import Comparison, Prompt
 from cai_jax.errors import InputError
 
@@ -60,19 +60,20 @@ def read_prompts(
     """
     path = Path(path)
     path = path / PROMPTS if path.is_dir() else path
-    read = functools.partial(prompt_of, fields=fields)
+    bad = bad or BadRecords()
     ids: set[str] = set()
     prompts: list[Prompt] = []
-    for where, prompt in _records(path, bad := bad or BadRecords(), read):
+    for row, prompt in bad.good(find(path, functools.partial(prompt_of, fields=fields))):
         if limit and len(prompts) == limit:
             break
         if prompt.id in ids:
-            twice = f"{where}: id: {prompt.id!r} stands in an earlier line already"
-            bad.add(where, InputError(twice))
+            twice = f"{row.where}: id: {prompt.id!r} stands in an earlier line already"
+            bad.add(row.where, InputError(twice))
             continue
         ids.add(prompt.id)
         prompts.append(prompt)
-    return _some(prompts, path, "prompt", bad)
+    check_some(len(prompts), path, "prompt", bad)
+    return prompts
 
 
 def read_all_prompts(
@@ -112,36 +113,38 @@ def read_comparisons(
 
     Args, raises: as `read_prompts`.
     """
-    path, bad = Path(path), bad or BadRecords()
-    read = functools.partial(comparison_of, fields=fields)
-    return _some([found for _, found in _records(path, bad, read)], path, "comparison", bad)
+    bad = bad or BadRecords()
+    found = [comparison for _, comparison in bad.good(find_comparisons(path, fields))]
+    check_some(len(found), path, "comparison", bad)
+    return found
 
 
-Found = TypeVar("Found", Prompt, Comparison)
+def find_comparisons(path: Path, fields: Mapping[str, str] = NO_FIELDS) -> Iterator[Unread]:
+    """The rows of `read_comparisons`; the value of each is a comparison, or an InputError."""
+    return find(Path(path), functools.partial(comparison_of, fields=fields))
 
 
-def _records(
-    path: Path, bad: BadRecords, read: Callable[[Any, str, str], Found]
-) -> Iterator[tuple[str, Found]]:
-    """(where, record) of each row that can be read."""
-    for where, default_id, value in named_rows(path):
-        try:
-            if isinstance(value, InputError):
-                raise value
-            record = read(value, where, default_id)
-        except InputError as error:
-            bad.add(where, error)
-            continue
-        yield where, record
+def find(path: Path, read: Callable[..., Any]) -> Iterator[Unread]:
+    """The rows of a file, whose value is `read(value, where, default_id)`, or an InputError.
+
+    The last is the id of a record that has none.
+    """
+    name = name_of(path)
+    for row in find_rows(path):
+        default_id = f"{name}-{row.number}"
+        yield row.read_as(functools.partial(read, where=row.where, default_id=default_id))
 
 
-def _some(records: list[Found], path: Path, what: str, bad: BadRecords) -> list[Found]:
-    """The records, of which there must be one."""
-    if not records:
+def check_some(count: int, path: Path, what: str, bad: BadRecords) -> None:
+    """Refuses a file without records.
+
+    Raises:
+        InputError: saying how many bad ones were left out.
+    """
+    if not count:
         skipped = sum(found["file"] == str(path) for found in bad.found)
         but = f" ({skipped} bad records skipped)" if skipped else ""
         raise InputError(f"{path}: expected at least one {what}, found none{but}")
-    return records
 
 
 def name_of(path: Path) -> str:
@@ -149,10 +152,3 @@ def name_of(path: Path) -> str:
     if tfds_splits.is_split(path):
         return tfds_splits.name(path).replace(":", "-")
     return re.sub(r"\.(jsonl|csv)(\.gz)?$", "", path.name)
-
-
-def named_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """(where, an id for a record that has none, value) of each row."""
-    name = name_of(path)
-    for where, number, value in read_rows(path):
-        yield where, f"{name}-{number}", value

@@ -15,11 +15,12 @@ the next row begins, always raises.
 
 import contextlib
 import csv
+import functools
 import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,20 +40,51 @@ class Row(NamedTuple):
     value: Any
 
 
+class Unread(NamedTuple):
+    """One row that was found, and is read by `value()`, which is as `Row.value`."""
+
+    where: str
+    number: int
+    value: Callable[[], Any]
+
+    def read_as(self, parse: Callable[[Any], Any]) -> "Unread":
+        """The row whose value is `parse` of this one's, which may raise an InputError."""
+        return self._replace(value=functools.partial(_value, self.value, parse))
+
+
+def _value(read: Callable[[], Any], parse: Callable[[Any], Any]) -> Any:
+    try:
+        value = read()
+        return value if isinstance(value, InputError) else parse(value)
+    except InputError as error:
+        return error
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a .jsonl, .csv, .jsonl.gz or .csv.gz file, or of a split of a TFDS data set.
 
     Raises:
         InputError: no such file, one that ends early, or one that is no text.
     """
+    return (Row(row.where, row.number, row.value()) for row in find_rows(path))
+
+
+def find_rows(path: Path) -> Iterator[Unread]:
+    """`read_rows` for who needs some of them: finding lines of JSON Lines and examples of a split
+    takes a hundredth of the time of reading them."""
     path = Path(path)
     if tfds_splits.is_split(path):
-        for number, value in enumerate(tfds_splits.examples(path)):
-            yield Row(f"{path}:{number}", number, value)
+        for number, read in enumerate(tfds_splits.unread(path)):
+            yield Unread(f"{path}:{number}", number, read)
     elif path.name.lower().removesuffix(".gz").endswith(".csv"):
-        yield from _csv_rows(path)
+        yield from map(_found, _csv_rows(path))
     else:
         yield from _json_rows(path)
+
+
+def _found(row: Row) -> Unread:
+    """A row that had to be read to find the next."""
+    return Unread(row.where, row.number, lambda: row.value)
 
 
 def shard(path: Path, index: int, count: int) -> Path:
@@ -167,22 +199,19 @@ def listed(names: Iterable[Any]) -> str:
     return ", ".join(map(str, shown))[:200] or "no fields"
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path) -> Iterator[Unread]:
     number = 0
     for line, text in text_lines(path, "JSON Lines"):
-        where = f"{path}:{line}"
+        row = _found(Row(f"{path}:{line}", number, text))
         if isinstance(text, InputError):
-            yield Row(where, number, text)
+            yield row
         elif not text.strip():
             continue
         elif number == 0 and text.lstrip().startswith("["):
-            yield from _array_rows(path)
+            yield from map(_found, _array_rows(path))
             return
         else:
-            try:
-                yield Row(where, number, json_value(text, where))
-            except InputError as error:
-                yield Row(where, number, error)
+            yield row.read_as(functools.partial(json_value, where=row.where))
         number += 1
 
 

@@ -4,6 +4,7 @@ Reading checks each field: a wrong record is refused with file, line, field and 
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 from cai_jax import hosts
 from cai_jax.data import rows
 from cai_jax.data.bad_records import BadRecords
-from cai_jax.data.rows import json_value, listed, read_rows, text_lines
+from cai_jax.data.rows import json_value, listed, text_lines
 from cai_jax.errors import InputError
 
 
@@ -278,16 +279,13 @@ def read_records(
     Raises:
         InputError: naming file, line, field and what was expected.
     """
-    bad = bad or BadRecords()
-    records = []
-    for where, _, value in read_rows(path):
-        try:
-            if isinstance(value, InputError):
-                raise value
-            records.append(parse(record_type, value, where))
-        except InputError as error:
-            bad.add(where, error)
-    return records
+    return [record for _, record in (bad or BadRecords()).good(find_records(path, record_type))]
+
+
+def find_records(path: Path, record_type: type) -> Iterator[rows.Unread]:
+    """The rows of a file of one record type; the value of each is a record, or an InputError."""
+    for row in rows.find_rows(path):
+        yield row.read_as(functools.partial(parse, record_type, where=row.where))
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:

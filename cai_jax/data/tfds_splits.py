@@ -7,9 +7,10 @@ Records are read by `tfds.data_source` from ArrayRecord files; TensorFlow is nev
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,18 @@ def name(path: Path) -> str:
 
 def examples(path: Path) -> Iterator[dict[str, Any]]:
     """The examples of a split, in order, as a JSON file would give them: text, numbers, lists."""
+    return (read() for read in unread(path))
+
+
+def unread(path: Path) -> list[Callable[[], dict[str, Any]]]:
+    """`examples`, each of which is read when it is called."""
     source = _source(path)
-    for index in range(len(source)):
-        yield _plain(source[index])
+    return [functools.partial(_example, source, index) for index in range(len(source))]
+
+
+def _example(source: Any, index: int) -> dict[str, Any]:
+    example: dict[str, Any] = _plain(source[index])
+    return example
 
 
 def count(path: Path) -> int:

@@ -148,6 +148,20 @@ class ChatTokenizer(TextTokenizer):
         return ids[len(self.prompt_start) :] + self.encode(prompt.begun)
 
 
+def check_ids(ids: Iterable[int], vocab_size: int) -> None:
+    """Refuses ids of tokens that a model of `vocab_size` tokens does not have.
+
+    Raises:
+        InputError: with the largest of them.
+    """
+    largest = max(ids, default=0)
+    if largest >= vocab_size:
+        raise InputError(
+            f"model: its tokenizer gives id {largest}, but its vocabulary has only {vocab_size} "
+            "entries; the folder's files do not belong together"
+        )
+
+
 def load_tokenizer(folder: Path) -> TextTokenizer:
     """Loads the tokenizer of a model folder. No code from the folder is run.
 

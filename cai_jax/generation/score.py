@@ -26,7 +26,7 @@ from cai_jax.generation.settings import Stats
 from cai_jax.models import placing, transformer
 
 if typing.TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from jax.sharding import Mesh
 
@@ -35,6 +35,7 @@ if typing.TYPE_CHECKING:
     from cai_jax.models.language_model import LanguageModel
 
 CHUNK_LOGITS = 1 << 22  # logits held at a time: 16 MiB in float32
+PROGRAM_FLOPS = 1e11  # that a program must save; it is kept, so this is not all that it costs
 SMALLEST_COMPLETION = 4  # the bucket of short completions
 
 
@@ -228,6 +229,8 @@ def _read_all(
     texts = [[*head, *tail] for head, tail in zip(heads, tails)]
     rows = batching.row_count(len(texts), batch_size, mesh)
     stats.slots = max(stats.slots, rows)
+    longest_of = [len(text) - trie.start(number) - 1 for number, text in enumerate(texts)]
+    grid = _grid(longest_of, _parameters(model.params))
     for batch in reuse.walk(model, trie, texts, rows, batch_size, mesh):
         rest = [texts[number][trie.start(number) :] for number in batch.texts]
         wanted = [targets[number] for number in batch.texts]
@@ -235,12 +238,33 @@ def _read_all(
         if where == "all":
             width = batching.bucket(longest, SMALLEST_COMPLETION)
         # Wide enough for the targets; the last token of a prompt is one more than its segments.
-        length = max(width, 1 + batching.coarse_bucket(max(map(len, rest)) - 1, 32))
+        length = max(width, 1 + grid(max(map(len, rest)) - 1))
         tokens, mask = batching.right_aligned(rest, rows, length)
         aligned, _ = batching.right_aligned(wanted, rows, width)
         arrays = (place(array) for array in (batch.source, tokens, mask, aligned))
         read = _read(model.params, model.config, batch.cache, *arrays, where)
         yield batch.texts, placing.fetch(read)[: len(rest)]
+
+
+def _coarse(length: int) -> int:
+    return batching.coarse_bucket(length, 32)
+
+
+def _fine(length: int) -> int:
+    """The next of 0, 32, 40, 48, 56, 64, 80, ...: four to an octave."""
+    step = max(1 << max(length - 1, 0).bit_length(), 64) // 8
+    return max(-(-length // step) * step, 32) if length > 0 else 0
+
+
+def _grid(lengths: Sequence[int], parameters: int) -> Callable[[int], int]:
+    """What lengths are rounded up to: finer where that saves more than its programs cost."""
+    saved = 2 * parameters * sum(_coarse(length) - _fine(length) for length in lengths)
+    programs = len(set(map(_fine, lengths)) - set(map(_coarse, lengths)))
+    return _fine if saved > programs * PROGRAM_FLOPS else _coarse
+
+
+def _parameters(params: transformer.Params) -> int:
+    return sum(array.size for array in jax.tree.leaves(params))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "where"))

@@ -216,9 +216,9 @@ def _attend_to_trunk(rows, trunk, bias, soft_cap):
         return found.reshape(batch, length, head_dim), highest, total
 
     keys, values = (jnp.squeeze(array, 0) for array in trunk)  # [K, H, P], [K, P, H]
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or bias.shape[1] == 1:
         return jax.vmap(of_head, in_axes=(1, 0, 0), out_axes=1)(rows, keys, values)
-    # XLA's product with a batch axis takes three times as long on a CPU as one for each head.
+    # Of many queries XLA's product with a batch axis takes longer on a CPU than one for each head.
     heads = [of_head(rows[:, head], keys[head], values[head]) for head in range(kv_heads)]
     return tuple(jnp.stack(parts, axis=1) for parts in zip(*heads))
 
@@ -235,8 +235,13 @@ def _joined(*parts):
 
 
 def _products(queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """[B, K, T, S] in float32."""
-    return jnp.einsum("bkth,bkhs->bkts", queries, keys, preferred_element_type=jnp.float32)
+    """[B, K, T, S] in float32, of keys [B, K, H, S], or in blocks [B, K, C, H, S / C]."""
+    if keys.ndim == 4:
+        return jnp.einsum("bkth,bkhs->bkts", queries, keys, preferred_element_type=jnp.float32)
+    batch, kv_heads, blocks, _, width = keys.shape
+    alike = jnp.broadcast_to(queries[:, :, None], (batch, kv_heads, blocks, *queries.shape[2:]))
+    weights = jnp.einsum("bkcth,bkchs->bkcts", alike, keys, preferred_element_type=jnp.float32)
+    return jnp.swapaxes(weights, 2, 3).reshape(batch, kv_heads, -1, blocks * width)
 
 
 class HeadNorm(nn.Module):

@@ -29,7 +29,7 @@ if typing.TYPE_CHECKING:
     import jax
 
     from cai_jax.data.comparison_sources import Source
-    from cai_jax.data.comparisons import ResponseBatch, TokenPair
+    from cai_jax.data.comparisons import Compared, ResponseBatch
     from cai_jax.models.config import ModelConfig
 
 ADAPTER = "adapter"  # the step's folder for LoRA's factors
@@ -106,8 +106,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     bad = BadRecords(config.data.on_bad_record)
     render = dialogue_format(config.dialogue_format).dialogue
     data = comparison_sources.read(config, inputs, model, render, longest, bad)
-    pairs = [pair for source in data if source.trained for pair in source.fitted.pairs]
-    length = max(map(comparisons.longer_length, (p for s in data for p in s.fitted.pairs)))
+    pairs = [pair for source in data if source.trained for pair in source.pairs]
+    length = max(map(comparisons.longer_length, (p for s in data for p in s.pairs)))
     model_config = computing.computed(model.config, config)
     rows = sharding.batch_sharding(device_mesh)
     held = placing.held_rows(rows, config.pairs)
@@ -117,13 +117,13 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         out_shardings=rows,
     )
 
-    def place(pairs: Sequence[TokenPair], reference: np.ndarray) -> ResponseBatch:
+    def place(pairs: Sequence[Compared], reference: np.ndarray) -> ResponseBatch:
         mine = [row for row in held if row < len(pairs)]
-        of_mine = [pairs[row] for row in mine]
+        of_mine = comparisons.token_pairs([pairs[row] for row in mine])
         filled = comparisons.fill_responses(of_mine, reference[mine], len(held), length)
         return placing.place_rows(filled, rows, held, config.pairs)
 
-    def of_pairs(params: Any, pairs: Sequence[TokenPair]) -> np.ndarray:
+    def of_pairs(params: Any, pairs: Sequence[Compared]) -> np.ndarray:
         """Log-probabilities [n, 2] of the responses."""
         found = [np.zeros((0, 2), np.float32)]
         for first in range(0, len(pairs), config.pairs):
@@ -132,7 +132,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
             found.append(placing.fetch(logprobs(params, batch))[: len(group)])
         return np.concatenate(found)
 
-    reference = [of_pairs(model.params, source.fitted.pairs) for source in data]
+    reference = [of_pairs(model.params, source.pairs) for source in data]
     of_training = np.concatenate([of for of, source in zip(reference, data) if source.trained])
     key = keys.base_key(config.seed, folder.name)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
@@ -164,7 +164,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
             enumerate(stream, start=at["number"] + 1), config.monitoring.profile_steps, folder
         ):
             group = [pairs[i] for i in indices]
-            tokens += sum(len(pair.a) + len(pair.b) for pair in group)
+            tokens += sum(pair.length_a + pair.length_b for pair in group)
             state, metrics = step(state, frozen, place(group, of_training[indices]))
             pending.append(metrics)
             recent.append([pair.record_id for pair in group])
@@ -186,8 +186,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
             folder / ADAPTER, model.config, trained, config.lora, str(inputs["model"])
         )
     rewards = [
-        config.beta * (of_pairs(params, source.fitted.pairs) - of)
-        for source, of in zip(data, reference)
+        config.beta * (of_pairs(params, source.pairs) - of) for source, of in zip(data, reference)
     ]
     counts = {"records": len(pairs) * config.epochs, "tokens": tokens, "steps": num_steps}
     return counts | bad.report(folder) | evaluate(data, rewards, folder)
@@ -205,7 +204,7 @@ def evaluate(data: Sequence[Source], rewards: Sequence[np.ndarray], folder: Path
 
     def measured(indices: list[int]) -> dict[str, Any]:
         sides = np.concatenate([rewards[i] for i in indices])
-        labels = [pair.p_a for i in indices for pair in data[i].fitted.pairs]
+        labels = [pair.p_a for i in indices for pair in data[i].pairs]
         return measures(sides[:, 0], sides[:, 1], np.array(labels))
 
     groups = {TRAINING: [i for i, source in enumerate(data) if source.trained]}
@@ -215,7 +214,7 @@ def evaluate(data: Sequence[Source], rewards: Sequence[np.ndarray], folder: Path
         found = measured(indices)
         evaluation |= {f"{name}_{measure}": found.get(measure) for measure in MEASURES}
         for count in ("truncated", "dropped"):
-            evaluation[f"{name}_{count}"] = sum(getattr(data[i].fitted, count) for i in indices)
+            evaluation[f"{name}_{count}"] = sum(getattr(data[i], count) for i in indices)
     labelled = {
         f"{TRAINING}/{source.name}" if source.trained else source.name: measured([i])
         for i, source in enumerate(data)

@@ -22,11 +22,9 @@ from cai_jax.models import computing, lora
 if typing.TYPE_CHECKING:
     import jax
 
-    from cai_jax.data.bad_records import BadRecords
     from cai_jax.models.config import ModelConfig
 
 ADAPTER = "adapter"  # the step's folder for LoRA's factors
-RECORD_FILES = ("chains.jsonl", "demonstrations.jsonl", "documents.jsonl")
 
 
 def default_config() -> ConfigDict:
@@ -101,10 +99,11 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     from cai_jax.core import keys, mesh, sharding, training
     from cai_jax.core.metrics import MetricsWriter
     from cai_jax.core.progress import Progress
-    from cai_jax.data import packing, pipeline
+    from cai_jax.data import example_sources, packing, pipeline, shares
     from cai_jax.data.bad_records import BadRecords
     from cai_jax.models import peft_adapter, placing
     from cai_jax.models.language_model import LanguageModel
+    from cai_jax.text.formats import dialogue_format
 
     check(config, inputs)
     device_mesh = mesh.make_mesh(config.mesh)
@@ -119,13 +118,13 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     model = load_or_initialize(config, inputs["model"], device_mesh, key)
     model = checkpoints.in_format(model, config.dialogue_format)
     bad = BadRecords(config.data.on_bad_record)
-    fitted, report = prepare(config, inputs["data"], model, bad)
+    render = dialogue_format(config.dialogue_format).dialogue
+    lengths, report = example_sources.read(config, inputs["data"], model, render, bad)
     report |= bad.report(folder)
     # The host's order of records comes from the same key as everything else.
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
-    order = rng.permutation(len(fitted.examples))
-    examples = [fitted.examples[i] for i in order]
-    rows = packing.pack([len(example.ids) for example in examples], config.sequence_length)
+    examples = [lengths[i] for i in rng.permutation(len(lengths))]
+    rows = packing.pack([example.length for example in examples], config.sequence_length)
     num_steps = -(-len(rows) * config.epochs // config.rows)
     num_steps = min(num_steps, config.max_steps or num_steps)
     order = pipeline.shuffled(len(rows), config.epochs, rng)[: num_steps * config.rows]
@@ -134,7 +133,9 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
 
     def filled(indices: list[list[int]]) -> tuple[list[list[int]], packing.Rows]:
         mine = [indices[row] for row in held if row < len(indices)]
-        return indices, packing.fill(examples, mine, len(held), config.sequence_length)
+        wanted = [index for row in mine for index in row]
+        made = dict(zip(wanted, shares.items([examples[index].at for index in wanted])))
+        return indices, packing.fill(made, mine, len(held), config.sequence_length)
 
     stream = pipeline.iterate(pipeline.batches(rows, order, config.rows).map(filled))
     optimizer = optimizers.make_optimizer(config, num_steps)
@@ -164,7 +165,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
             packed = [examples[index] for row in indices for index in row]
             ids = [example.record_id for example in packed]
             records += len(ids)
-            tokens += sum(len(example.ids) for example in packed)
+            tokens += sum(example.length for example in packed)
             placed = placing.place_rows(batch, batch_sharding, held, config.rows)
             state, metrics = step(state, frozen, placed)
             pending.append(metrics)
@@ -255,56 +256,6 @@ def load_or_initialize(
         out_shardings=sharding.tree_shardings(abstract, device_mesh),
     )
     return LanguageModel(model_config, init(key), load_tokenizer(source))
-
-
-def prepare(
-    config: ConfigDict, data: Any, model: Any, bad: BadRecords | None = None
-) -> tuple[Any, dict[str, int]]:
-    """Reads, tokenizes and fits the records, and counts what does not fit."""
-    from cai_jax.data import examples, packing
-    from cai_jax.text.formats import dialogue_format
-
-    sources = data if isinstance(data, list | tuple) else [data]
-    records = [record for source in sources for record in read(Path(source), bad)]
-    render = dialogue_format(config.dialogue_format).dialogue
-    texts = examples.weighted_texts(records, render, config.revisions, model.tokenizer.answer)
-    full = [t for t in texts if any(weight and text.strip() for text, weight in t.pieces)]
-    fitted = packing.fit(
-        examples.make_examples(full, model.tokenizer), config.sequence_length, config.on_long
-    )
-    if not fitted.examples:
-        raise InputError(f"data {', '.join(map(str, sources))}: expected examples, found none")
-    largest = max(int(example.ids.max()) for example in fitted.examples)
-    if largest >= model.config.vocab_size:
-        raise InputError(
-            f"model: its tokenizer gives id {largest}, but its vocabulary has only "
-            f"{model.config.vocab_size} entries; the folder's files do not belong together"
-        )
-    return fitted, {
-        "truncated": fitted.truncated,
-        "dropped": fitted.dropped,
-        "empty": len(texts) - len(full),
-        "lost_tokens": fitted.lost_tokens,
-    }
-
-
-def read(path: Path, bad: BadRecords | None = None) -> list[Any]:
-    """The records of a file or step folder; their kind shows in the first line's fields."""
-    from cai_jax.data import rows, schema
-
-    if path.is_dir():
-        found = [path / name for name in RECORD_FILES if rows.exists(path / name)]
-        if not found:
-            raise InputError(f"{path}: expected {', '.join(RECORD_FILES)}, found none of them")
-        return [record for file in found for record in read(file, bad)]
-    values = (row.value for row in rows.read_rows(path))
-    first = next((value for value in values if isinstance(value, dict)), {})
-    kinds = {"pieces": schema.Document, "rounds": schema.Chain}
-    kind = next((kinds[field] for field in kinds if field in first), schema.Demonstration)
-    records: list[Any] = schema.read_records(path, kind, bad)
-    if not records:
-        raise InputError(f"{path}: expected at least one record, found none")
-    return records
 
 
 def summed(fetched: list[dict[str, Any]]) -> dict[str, float]:

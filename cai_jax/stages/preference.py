@@ -29,7 +29,7 @@ if typing.TYPE_CHECKING:
     import jax
 
     from cai_jax.data.comparison_sources import Source
-    from cai_jax.data.comparisons import PairBatch, SharedBatch, TokenPair
+    from cai_jax.data.comparisons import Compared, PairBatch, SharedBatch
     from cai_jax.models.config import ModelConfig
     from cai_jax.models.language_model import LanguageModel
 
@@ -113,10 +113,10 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     bad = BadRecords(config.data.on_bad_record)
     render = dialogue_format(config.dialogue_format).dialogue
     data = comparison_sources.read(config, inputs, model, render, longest, bad)
-    pairs = [pair for source in data if source.trained for pair in source.fitted.pairs]
+    pairs = [pair for source in data if source.trained for pair in source.pairs]
     fill: Any = comparisons.fill_shared if config.shared_prompts else comparisons.fill_pairs
     length_of = comparisons.shared_length if config.shared_prompts else comparisons.longer_length
-    length = max(length_of(pair) for source in data for pair in source.fitted.pairs)
+    length = max(length_of(pair) for source in data for pair in source.pairs)
     key = keys.base_key(config.seed, folder.name)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
 
@@ -134,8 +134,8 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
     update = make_step(model_config, optimizer, config)
     step = training.compiled_update(update, device_mesh, shardings, frozen)
 
-    def place(pairs: Sequence[TokenPair]) -> PairBatch | SharedBatch:
-        mine = [pairs[row] for row in held if row < len(pairs)]
+    def place(pairs: Sequence[Compared]) -> PairBatch | SharedBatch:
+        mine = comparisons.token_pairs([pairs[row] for row in held if row < len(pairs)])
         filled = fill(mine, len(held), length)
         return placing.place_rows(filled, batch_sharding, held, config.pairs)
 
@@ -144,7 +144,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         in_shardings=(sharding.tree_shardings(params, device_mesh), batch_sharding),
         out_shardings=whole,
     )
-    held_out_pairs = [p for of in data if not of.trained for p in of.fitted.pairs]
+    held_out_pairs = [p for of in data if not of.trained for p in of.pairs]
 
     def held_out_loss(state: Any) -> tuple[float, Any]:
         """The mean loss of the held-out pairs, and the parameters that it is of."""
@@ -174,7 +174,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
         for number, batch in monitoring.profiled(
             enumerate(stream, start=at["number"] + 1), config.monitoring.profile_steps, folder
         ):
-            tokens += sum(len(pair.a) + len(pair.b) for pair in batch)
+            tokens += sum(pair.length_a + pair.length_b for pair in batch)
             state, metrics = step(state, frozen, place(batch))
             pending.append(metrics)
             recent.append([pair.record_id for pair in batch])
@@ -214,7 +214,7 @@ def run(config: ConfigDict, inputs: dict[str, Any], folder: Path) -> dict[str, A
 def evaluate(
     data: Sequence[Source],
     batch_size: int,
-    measure: Callable[[Sequence[TokenPair]], Any],
+    measure: Callable[[Sequence[Compared]], Any],
     folder: Path,
 ) -> dict[str, Any]:
     """Measures all sources, and writes evaluation.json and the scores' statistics.
@@ -241,20 +241,20 @@ def evaluate(
     of_sources: dict[str, Any] = {}
     scores: dict[str, np.ndarray] = {}
     for name, sources in groups.items():
-        pairs = [pair._replace(weight=1.0) for s in sources for pair in s.fitted.pairs]
+        pairs = [pair._replace(weight=1.0) for s in sources for pair in s.pairs]
         batches = [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
         measured = [jax.device_get(measure(batch)) for batch in batches]
         evaluation[f"{name}_n"] = len(pairs)
         for measure_name, value in means([sums for sums, _ in measured]).items():
             evaluation[f"{name}_{measure_name}"] = value
         for count in ("truncated", "dropped"):
-            evaluation[f"{name}_{count}"] = sum(getattr(s.fitted, count) for s in sources)
+            evaluation[f"{name}_{count}"] = sum(getattr(s, count) for s in sources)
         found = [of_batch[:, : len(batch)] for (_, of_batch), batch in zip(measured, batches)]
         scores[name] = np.concatenate([np.zeros((2, 0), np.float32), *found], axis=1)
         labels = np.array([pair.p_a for pair in pairs])
         first = 0
         for source in sources:
-            own = slice(first, first + len(source.fitted.pairs))
+            own = slice(first, first + len(source.pairs))
             first = own.stop
             label = f"{TRAINING}/{source.name}" if source.trained else source.name
             score_a, score_b = scores[name][:, own]

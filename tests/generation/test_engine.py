@@ -4,6 +4,7 @@ import dataclasses
 import random
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
@@ -16,6 +17,8 @@ from cai_jax.core import mesh, sharding
 from cai_jax.errors import InputError
 from cai_jax.generation import engine, generate, prefixes, seating, sizing, slots
 from cai_jax.generation.settings import SamplingSettings, Stats
+from cai_jax.models import attention
+from cai_jax.models.cache import Past
 
 KEY = jax.random.key(3)
 # Each with another budget; some stop at tokens of the byte-level vocabulary, or across two.
@@ -30,10 +33,14 @@ SETTINGS = (
 
 @pytest.fixture
 def small_spans(monkeypatch):
-    """Caches that grow and shrink within a few tokens, segments of three on, trunks of nine."""
+    """Caches that grow and shrink within a few tokens, segments of three on, trunks of nine.
+
+    Their keys are cut into blocks of eight columns.
+    """
     monkeypatch.setattr(engine, "AHEAD", 8)
     monkeypatch.setattr(engine, "PIECE", 7)
     monkeypatch.setattr(engine, "ROUND", 4)
+    monkeypatch.setattr(slots, "BLOCK", 8)
     monkeypatch.setattr(seating, "LEAST_TRUNK", 9)
     monkeypatch.setattr(seating, "LEAST", 3)
     monkeypatch.setattr(seating, "LEAST_OWN", 3)
@@ -90,6 +97,19 @@ def test_a_refilled_queue_gives_what_each_request_gives_alone(llama, small_spans
         assert stats.generated_tokens == sum(len(completion.token_ids) for completion in alone)
         assert stats.forwarded_prompt_tokens < 0.75 * stats.prompt_tokens
         assert stats.slots == batch_size
+
+
+def test_keys_in_blocks_give_the_products_of_whole_ones(llama):
+    rng = np.random.default_rng(0)
+    keys, values, queries = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((3, 2, 16, 192), (3, 2, 192, 16), (3, 2, 2, 16))
+    )
+    cut = slots.in_blocks(Past((keys,), (values,), None), llama[0].config).keys[0]
+    assert cut.shape == (3, 2, 3, 16, 64)
+    whole = np.einsum("bkth,bkhs->bkts", np.float64(queries), np.float64(keys))
+    assert np.allclose(attention._products(queries, cut), whole, atol=1e-5)
+    assert np.array_equal(attention._products(queries, cut), attention._products(queries, keys))
 
 
 @pytest.mark.parametrize("family", ["gemma2: caps, every other layer windowed", "gpt2: tied"])

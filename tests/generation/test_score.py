@@ -66,6 +66,26 @@ def test_chunks_of_positions_change_nothing(llama, expected, monkeypatch):
         assert np.allclose(array, logprobs, atol=1e-4)
 
 
+def test_widths_are_finer_where_that_saves_more_than_its_programs_cost(llama, monkeypatch):
+    many, few = [39] * 3200 + [100] * 100, [39] * 16
+    parameters = scoring._parameters(llama[0].params)
+    assert parameters == sum(array.size for array in jax.tree.leaves(llama[0].params))
+    assert [scoring._grid(many, 28_000_000)(n) for n in (0, 7, 39, 41, 100)] == [0, 32, 40, 48, 112]
+    assert [scoring._grid(few, 28_000_000)(n) for n in (0, 7, 39, 100)] == [0, 32, 64, 128]
+    assert scoring._grid(many, 200_000)(39) == 64
+    asked, widths = [[9] * 40, [8] * 37], []
+    read = scoring._read
+    monkeypatch.setattr(
+        scoring, "_read", lambda *given: (widths.append(given[4].shape[1]), read(*given))[1]
+    )
+    monkeypatch.setattr(scoring, "PROGRAM_FLOPS", 0)
+    found = choice_logprobs(llama[0], asked, [[5], [6]], batch_size=2)
+    assert widths == [41]
+    for row, prompt in zip(found, asked):
+        for value, choice in zip(row, (5, 6)):
+            assert np.allclose(value, references.logprobs(llama[1], prompt, [choice])[0], atol=1e-4)
+
+
 FAMILIES = ("gemma2: caps, every other layer windowed", "gpt2: tied")
 
 

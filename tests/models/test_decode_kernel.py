@@ -168,7 +168,7 @@ CASES = {
         {"window": 37, "windowed_layers": (1,), "attention_soft_cap": 3.0},
         {"trunk": 100},
     ),
-    "eight_bits_by_layer": ({"scan_unroll": 2}, {"eight_bits": True}),
+    "eight_bits_by_layer": ({"layers": 1}, {"eight_bits": True}),  # one by one, not in a loop
 }
 
 

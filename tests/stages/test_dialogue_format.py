@@ -10,7 +10,8 @@ from tiny_models import write_llama, write_tokenizer
 from world_models import human, one_device
 
 from cai_jax import checkpoints
-from cai_jax.data import comparisons
+from cai_jax.data import comparisons, example_sources, shares
+from cai_jax.data.bad_records import BadRecords
 from cai_jax.data.schema import (
     Answer,
     Chain,
@@ -190,13 +191,15 @@ def test_finetuning_trains_what_the_chat_samples(tmp_path, models):
         finetune.default_config(), dialogue_format="chat", revisions=(2,), sequence_length=64
     )
     chat = checkpoints.in_format(model, "chat")
-    fitted, _ = finetune.prepare(config, [chains, demonstrations], chat)
+    lay_out = formats.dialogue_format("chat").dialogue
+    data = [chains, demonstrations]
+    lengths, _ = example_sources.read(config, data, chat, lay_out, BadRecords())
     expected = {
         "c": (chat_ids(model, "hi"), model.tokenizer.encode("human")),
         "d": (chat_ids(model, "hi", "hello", "the man?"), model.tokenizer.encode("no</s>")),
     }
-    assert len(fitted.examples) == 2
-    for example in fitted.examples:
+    assert len(lengths) == 2
+    for example in shares.items([of.at for of in lengths]):
         prompt, response = expected[example.record_id]
         assert example.ids.tolist() == [*prompt, *response, 1]
         weights = [0.0] * len(prompt) + [1.0] * (len(response) + 1)
@@ -207,7 +210,7 @@ def test_comparisons_are_conversations(models):
     model = checkpoints.load_model(models["preference"])
     record = Comparison("c", human("hi"), "yes", "no", p_a=1.0, source="human")
     tokenizer, chat = model.tokenizer.in_format("chat"), formats.dialogue_format("chat")
-    [pair] = comparisons.fit_pairs([record], tokenizer, chat.dialogue, 64, "refuse").pairs
+    [[pair]], _ = comparisons.fit_pairs([record], tokenizer, chat.dialogue, 64, "refuse")
     assert pair.a == [*chat_ids(model, "hi"), *model.tokenizer.encode("yes"), 1]
     assert pair.b == [*chat_ids(model, "hi"), *model.tokenizer.encode("no"), 1]
 
@@ -229,7 +232,7 @@ def test_comparisons_are_trained_on_as_conversations(tmp_path, models, monkeypat
     with pytest.raises(InterruptedError):
         run_stage(stage, tmp_path / "step", roles, dialogue_format="chat")
     model = checkpoints.load_model(models["preference"])
-    [pair] = seen[0].pairs
+    [[pair]], _ = seen[0]
     assert pair.a == [*chat_ids(model, "hi"), *model.tokenizer.encode("yes"), 1]
 
 

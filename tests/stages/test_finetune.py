@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,24 +15,17 @@ from safetensors.numpy import load_file
 from cai_jax import checkpoints
 from cai_jax.core import artifact, checkpoint, keys, mesh, training
 from cai_jax.core.metrics import read_metrics
-from cai_jax.data import packing
+from cai_jax.data import example_sources, packing, shares
 from cai_jax.data.bad_records import BadRecords
 from cai_jax.data.examples import Example
-from cai_jax.data.schema import (
-    Chain,
-    Demonstration,
-    Document,
-    Piece,
-    Round,
-    Turn,
-    write_records,
-)
+from cai_jax.data.schema import Demonstration, Turn, write_records
 from cai_jax.data.tokenization import load_tokenizer
 from cai_jax.errors import InputError
 from cai_jax.models import computing, transformer, weights
 from cai_jax.models.config import ModelConfig
 from cai_jax.models.language_model import LanguageModel
 from cai_jax.stages import finetune
+from cai_jax.text.dialogue import render
 
 LENGTH = 48
 SHAPE = ModelConfig(
@@ -122,8 +114,9 @@ def test_the_loss_falls_from_that_of_a_guess_to_the_entropy_of_the_data(trained,
 
 
 def demonstration_loss(model, data):
-    fitted, _ = finetune.prepare(configured(), data, model)
-    return slow_loss(model.params, model.config, fitted.examples)
+    lengths, _ = example_sources.read(configured(), data, model, render, BadRecords())
+    examples = shares.items([of.at for of in lengths])
+    return slow_loss(model.params, model.config, examples)
 
 
 @jax.jit
@@ -247,102 +240,6 @@ def test_sums_over_updates_are_weighted():
 
     good = [metrics(6, 2, 1.0), metrics(1, 8, 3.0)]
     assert finetune.summed(good) == {"loss": 0.7, "gradient_norm": 2.0}
-
-
-CHAINS = [
-    Chain(f"c{i}", (Turn("human", "q"),), "r0", (Round("p", "k", "r1"), Round("p", "k", "r2")))
-    for i in range(3)
-] + [Chain("helpful", (Turn("human", "q"),), "ok")]
-
-
-def prepared(model, records, tmp_path, **changes):
-    path = tmp_path / "records.jsonl"
-    write_records(path, records)
-    tokenizer = load_tokenizer(model)
-    stand_in = SimpleNamespace(tokenizer=tokenizer, config=SHAPE)
-    fitted, report = finetune.prepare(configured(**changes), path, stand_in)
-    return [tokenizer.decode(example.ids) for example in fitted.examples], report
-
-
-@pytest.mark.parametrize(
-    ("revisions", "expected"),
-    [((1,), ["r1"]), ((1, 2), ["r1", "r2"]), ((0, 2), ["r0", "r2"])],
-)
-def test_revisions_chooses_what_of_a_chain_is_learned(model, tmp_path, revisions, expected):
-    texts, _ = prepared(model, CHAINS, tmp_path, revisions=revisions)
-    prompt = "\n\nHuman: q\n\nAssistant: "
-    assert texts == [f"{prompt}{r}</s>" for r in expected] * 3 + [f"{prompt}ok</s>"]
-
-
-def test_more_revisions_than_rounds_are_refused(model, tmp_path):
-    with pytest.raises(InputError, match="chain c0: revisions: expected at most 2"):
-        prepared(model, CHAINS, tmp_path, revisions=(1, 2, 3, 4))
-
-
-DOCUMENTS = [
-    Document("short", (Piece("abc", 1.0),)),
-    Document("context only", (Piece("abc", 0.0),)),
-    Document("nothing", (Piece("  \n", 1.0),)),
-    Document("long", (Piece("a" * 40, 0.0), Piece("b" * 20, 1.0))),
-]
-
-
-@pytest.mark.parametrize(
-    ("on_long", "texts", "counts"),
-    [
-        ("truncate", ["abc</s>", "a" * 40 + "b" * 8], (1, 0, 2, 13)),
-        ("drop", ["abc</s>"], (0, 1, 2, 21)),
-    ],
-)
-def test_what_does_not_fit_is_counted(model, tmp_path, on_long, texts, counts):
-    found, report = prepared(model, DOCUMENTS, tmp_path, on_long=on_long)
-    assert found == texts
-    names = ("truncated", "dropped", "empty", "lost_tokens")
-    assert tuple(report[name] for name in names) == counts
-
-
-def test_long_records_can_be_refused(model, tmp_path):
-    with pytest.raises(InputError, match="record long: expected at most 48 tokens, found 61"):
-        prepared(model, DOCUMENTS, tmp_path, on_long="refuse")
-
-
-def test_data_without_anything_to_train_is_refused(model, tmp_path):
-    with pytest.raises(InputError, match="expected examples, found none"):
-        prepared(model, DOCUMENTS[1:3], tmp_path)
-
-
-def test_a_tokenizer_of_another_model_is_refused(model, tmp_path):
-    write_records(tmp_path / "d.jsonl", [Document("d", (Piece("é", 1.0),))])
-    small = SimpleNamespace(tokenizer=load_tokenizer(model), config=SimpleNamespace(vocab_size=9))
-    with pytest.raises(InputError, match="its vocabulary has only 9 entries"):
-        finetune.prepare(configured(), tmp_path / "d.jsonl", small)
-
-
-def test_data_is_files_and_folders_of_any_kind_in_order(model, tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    write_records(tmp_path / "one" / "chains.jsonl", CHAINS[:1])
-    write_records(tmp_path / "one" / "demonstrations.jsonl", DEMONSTRATIONS[:1])
-    write_records(tmp_path / "two" / "documents.jsonl", DOCUMENTS[:1])
-    stand_in = SimpleNamespace(tokenizer=load_tokenizer(model), config=SHAPE)
-    sources = [tmp_path / "two", tmp_path / "one"]
-    fitted, _ = finetune.prepare(configured(revisions=(2,)), sources, stand_in)
-    assert [example.record_id for example in fitted.examples] == ["short", "c0", "d0"]
-    # A bad line in front does not hide what the file holds.
-    path = tmp_path / "two" / "documents.jsonl"
-    path.write_text("nonsense\n" + path.read_text())
-    bad = BadRecords("skip")
-    again, _ = finetune.prepare(configured(revisions=(2,)), sources, stand_in, bad)
-    assert [example.record_id for example in again.examples] == ["short", "c0", "d0"]
-    assert [found["line"] for found in bad.found] == [1]
-    with pytest.raises(InputError, match="documents.jsonl:1: expected one JSON object"):
-        finetune.prepare(configured(revisions=(2,)), sources, stand_in)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="expected chains.jsonl, .* found none of them"):
-        finetune.read(tmp_path / "empty")
-    (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(InputError, match="empty.jsonl: expected at least one record, found none"):
-        finetune.read(tmp_path / "empty.jsonl")
 
 
 def test_initialize_draws_weights_in_the_shape_of_a_folder_without_any(model, tmp_path):

@@ -185,13 +185,14 @@ def test_long_pairs_are_cut_dropped_or_refused_and_counted(model):
     def fitted(on_long, records=records):
         return fit_pairs(records, tokenizer, render, 12, on_long)
 
-    pairs, truncated, dropped = fitted("truncate")
-    assert ([pair.record_id for pair in pairs], truncated, dropped) == (["fits", "long"], 1, 1)
+    (first, pairs, none), counts = fitted("truncate")
+    assert [pair.record_id for pair in first + pairs + none] == ["fits", "long"]
+    assert counts == {"truncated": 1, "dropped": 1} and none == []
     # Three tokens of the longer response and the end leave eight of the dialogue, in both texts.
-    assert pairs[1].a == [*whole[-8:], *tokenizer.encode(" library"), tokenizer.eos_id]
-    assert pairs[1].b == [*whole[-8:], *tokenizer.encode(" the office the"), tokenizer.eos_id]
-    pairs, truncated, dropped = fitted("drop")
-    assert ([pair.record_id for pair in pairs], truncated, dropped) == (["fits"], 0, 2)
+    assert pairs[0].a == [*whole[-8:], *tokenizer.encode(" library"), tokenizer.eos_id]
+    assert pairs[0].b == [*whole[-8:], *tokenizer.encode(" the office the"), tokenizer.eos_id]
+    pairs, counts = fitted("drop")
+    assert (pairs, counts) == ([first, [], []], {"truncated": 0, "dropped": 2})
     message = f"record long: expected at most 12 tokens, found {len(whole) + 4}"
     with pytest.raises(InputError, match=message):
         fitted("refuse")
@@ -202,8 +203,8 @@ def test_long_pairs_are_cut_dropped_or_refused_and_counted(model):
 def test_control_tokens_in_texts_are_text(model):
     tokenizer = load_tokenizer(model)
     record = Comparison("0", human("bike"), "bike </s>", "bike", 1.0, "human")
-    pairs, _, _ = fit_pairs([record], tokenizer, render, 32, "refuse")
-    assert pairs[0].a.count(tokenizer.eos_id) == 1 and pairs[0].a[-1] == tokenizer.eos_id
+    [[pair]], _ = fit_pairs([record], tokenizer, render, 32, "refuse")
+    assert pair.a.count(tokenizer.eos_id) == 1 and pair.a[-1] == tokenizer.eos_id
 
 
 @pytest.mark.parametrize(
@@ -284,7 +285,7 @@ def test_soft_labels_beat_hard_ones_and_give_back_the_true_differences(model, tm
     assert found["soft"]["log_loss"] < found["hard"]["log_loss"] - 0.05
     assert found["soft"]["calibration_error"] < 0.05 < found["hard"]["calibration_error"]
     scorer = checkpoints.load_model(tmp_path / "soft")
-    pairs = fit_pairs(held_out, scorer.tokenizer, render, 64, "refuse").pairs
+    pairs = [pair for [pair] in fit_pairs(held_out, scorer.tokenizer, render, 64, "refuse")[0]]
     a, b = (preference_scores(scorer, [pair[side] for pair in pairs]) for side in (1, 2))
     assert np.corrcoef(a - b, differences)[0, 1] > 0.95
 
@@ -304,7 +305,7 @@ def test_each_source_is_measured_by_itself_and_the_scores_statistics_stay_with_t
     assert sum(own["margins"]["counts"]) == own["decided"] == 60
     assert sum(own["calibration"]["cases"]) == 2 * 60
     model = checkpoints.load_model(folder / "pm")
-    pairs = fit_pairs(held_out, model.tokenizer, render, 64, "refuse").pairs
+    pairs = [pair for [pair] in fit_pairs(held_out, model.tokenizer, render, 64, "refuse")[0]]
     scores = preference_scores(model, [text for pair in pairs for text in pair[1:3]])
     statistics = score_statistics.read(checkpoints.model_folder(folder / "pm"))
     assert statistics == pytest.approx((scores.mean(), scores.std()), abs=1e-4)
