@@ -141,7 +141,19 @@ def test_people_are_asked_about_the_baselines_alone(quick):
 def test_validation_prompts_stand_in_for_the_held_out_ones(scale):
     config = json.dumps(steps.get_config(scale, "validation").to_dict(), default=str)
     assert "prompts/red_team_validation" in config
+    assert "pairs/validation" in config and "pairs/held_out" not in config
     assert "prompts/red_team_held_out" not in config
+
+
+@pytest.mark.parametrize("scale", sorted(steps.SCALES))
+def test_the_laboratory_reads_its_own_models_and_held_out_data(scale):
+    config = steps.get_config(scale).to_dict()
+    inputs = json.dumps([one["inputs"] for one in config["steps"].values()], default=str)
+    files = set(re.findall(r"sandbox:([^\"@]+)", inputs))
+    read = {file for file in files if re.search(r"models/|pairs/|prompts/.*held_out", file)}
+    models = {f"models/{k}-{s}" for k in ("pretrained", "helpful") for s in steps.SIZES}
+    data = {f"prompts/{kind}_held_out.jsonl" for kind in ("red_team", "benign")}
+    assert read == {f"laboratory/{name}" for name in models | data | {"pairs/held_out.jsonl"}}
 
 
 def test_results_are_computed_from_the_artifacts_alone(tmp_path):
@@ -158,7 +170,11 @@ def test_results_are_computed_from_the_artifacts_alone(tmp_path):
     assert checks["5: share of the gain of revision 1, general principles alone"] == (
         pytest.approx(0.7, abs=0.001)
     )
-    assert len(checks) == 17
+    assert checks["3: confidence less accuracy, with reasoning, m"] == pytest.approx(
+        0.08, abs=0.001
+    )
+    assert checks["3: calibration error, direct, xs"] == pytest.approx(0.02, abs=0.001)
+    assert len(checks) == 30
     html = (tmp_path / "index.html").read_text()
     assert "12: evasive, HH RLHF from SL-CAI" in html
     assert results.STATEMENT.split(";")[1].split(",")[0].strip() in html
