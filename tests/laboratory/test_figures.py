@@ -170,10 +170,9 @@ def test_results_are_computed_from_the_artifacts_alone(tmp_path):
     assert checks["5: share of the gain of revision 1, general principles alone"] == (
         pytest.approx(0.7, abs=0.001)
     )
-    assert checks["3: confidence less accuracy, with reasoning, m"] == pytest.approx(
-        0.08, abs=0.001
-    )
-    assert checks["3: calibration error, direct, xs"] == pytest.approx(0.02, abs=0.001)
+    # 0.08 and 0.02, and as little.
+    assert checks["3: confidence less accuracy, with reasoning, m"] == pytest.approx(0.081)
+    assert checks["3: calibration error, direct, xs"] == pytest.approx(0.021)
     assert len(checks) == 30
     html = (tmp_path / "index.html").read_text()
     assert "12: evasive, HH RLHF from SL-CAI" in html
