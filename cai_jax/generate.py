@@ -11,7 +11,6 @@ of N processes writes its part of the lines, OUT-0000I-of-0000N.jsonl: together 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             names=[f"{where}: prompt" for where, _ in records for _ in samples],
             memory=int(args.memory * 2**30) or None,
             eight_bits=args.kv_cache == "int8",
-            announce=lambda plan: print(plan, file=sys.stderr) if sys.stderr.isatty() else None,
             stats=stats,
             progress=progress,
         )

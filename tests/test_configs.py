@@ -113,6 +113,15 @@ def test_batches_divide_over_the_mesh(path, planned):
         assert config.batch_size % (sampling.data * sampling.fsdp) == 0
 
 
+def test_sampling_is_on_the_mesh_of_all_steps_or_on_its_own(files):
+    config = read(ROOT / "configs/hh.py", files)
+    configuration.override(config, ["mesh.fsdp=4"])
+    assert config.steps.compare.mesh.fsdp == 4 and "mesh" not in config.steps.sl_cai
+    config = read(ROOT / "configs/llama31_8b.py", files)
+    configuration.override(config, ["mesh.fsdp=4", "sampling_mesh.data=-1"])
+    assert config.steps.compare.mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 8}
+
+
 def test_the_papers_counts(planned):
     """Sections 3.2 and 4.2: 182,831 prompts, 731,324 revisions, 270,592 helpful samples, and
     318,127 comparisons."""

@@ -24,6 +24,7 @@ class Progress:
         self._shown = self._stream.isatty() and hosts.is_first()
         self._started = time.monotonic()
         self._drawn = 0.0
+        self._said: set[str] = set()
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Counts `count` more as done; `note` (a loss, say) is shown at the end of the line."""
@@ -34,6 +35,14 @@ class Progress:
             self._drawn = now
             self._stream.write("\r\x1b[K" + self.line(now - self._started, note))
             self._stream.flush()
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays, whatever the stream is; once, however often it is said."""
+        if text not in self._said and hosts.is_first():
+            self.close()
+            self._stream.write(f"{self.label}: {text}\n")
+            self._stream.flush()
+        self._said.add(text)
 
     def line(self, seconds: float, note: str = "") -> str:
         """The text of the line after `seconds`."""

@@ -33,6 +33,9 @@ class Progress(typing.Protocol):
     def advance(self, count: int = 1) -> None:
         """Counts `count` more as done."""
 
+    def say(self, text: str) -> None:
+        """Says what holds for all that is to be done."""
+
 
 def bucket(length: int, smallest: int = SMALLEST_BUCKET) -> int:
     """The smallest of 0, 16, 24, 32, 48, 64, 96, ... (with `smallest` = 16) not below `length`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,6 @@ from cai_jax.generation.sizing import plan_slots
 if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from cai_jax.generation.sizing import SlotPlan
     from cai_jax.models.language_model import LanguageModel
 
 Keys = jax.Array | tuple[jax.Array, Iterable[int | str]]
@@ -36,7 +35,6 @@ def generate(
     mesh: Mesh | None = None,
     memory: int | None = None,
     eight_bits: bool = False,
-    announce: Callable[[SlotPlan], None] | None = None,
     stats: Stats | None = None,
     progress: batching.Progress | None = None,
 ) -> list[Completion]:
@@ -60,9 +58,8 @@ def generate(
             as batch_size takes.
         eight_bits: keep keys and values of earlier chunks in 8 bits: half the memory of bfloat16,
             and other rounding.
-        announce: told what will be allocated, before it is.
         stats: counts are added here.
-        progress: told of completions as they end.
+        progress: told what will be allocated, before it is, and of completions as they end.
 
     Returns:
         The completions, in the order of the prompts.
@@ -93,8 +90,8 @@ def generate(
             mesh,
             eight_bits,
         )
-        if announce is not None:
-            announce(plan)
+        if progress is not None:
+            progress.say(str(plan))
         sessions = (once(requests[number]) for number in order)
         for place, completion in engine.serve(model, sessions, plan, mesh, stats, progress):
             results[order[place]] = completion
@@ -140,7 +137,7 @@ def converse(
         memory: bytes of keys and values at most.
         eight_bits: keep keys and values in 8 bits.
         stats: counts are added here.
-        progress: told of completions as they end.
+        progress: as in `generate`.
 
     Returns:
         What the conversations returned, in their order.
@@ -154,6 +151,8 @@ def converse(
     with batching.measured(stats) as stats:
         span = batching.bucket(model.config.max_positions, SMALLEST_SPAN)
         plan = plan_slots(model.config, count, batch_size, span, memory, mesh, eight_bits, True)
+        if progress is not None:
+            progress.say(str(plan))
         sessions = (_session(model, conversation) for conversation in conversations)
         for number, result in engine.serve(model, sessions, plan, mesh, stats, progress):
             results[number] = result

@@ -48,9 +48,11 @@ def test_a_terminal_sees_one_line_that_is_cleared_at_the_end():
     assert drawn.endswith("\r\x1b[K")
 
 
-def test_a_file_sees_nothing():
+def test_a_file_sees_what_is_said_alone_and_once():
     stream = io.StringIO()
     with Progress("x", 2, stream=stream) as progress:
+        progress.say("4 slots")
         progress.advance(2)
+        progress.say("4 slots")
     assert progress.done == 2
-    assert stream.getvalue() == ""
+    assert stream.getvalue() == "x: 4 slots\n"

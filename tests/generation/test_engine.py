@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -190,9 +191,10 @@ def test_the_last_request_takes_the_first_slot_that_is_free(llama):
     model = llama[0]._replace(tokenizer=Endless(llama[0].tokenizer))
     prompts = [[7 + number] * 5 for number in range(10)]
     settings = [SamplingSettings(2 if number == 3 else 12, 0.0) for number in range(10)]
-    stats, plans = Stats(), []
-    run(model, prompts, settings, range(10), 9, stats=stats, announce=plans.append)
-    assert plans[0].refill == 2 and stats.decode_steps == 2 + 12
+    stats = Stats()
+    run(model, prompts, settings, range(10), 9, stats=stats)
+    assert sizing.plan_slots(model.config, 10, 9, 32).refill == 2
+    assert stats.decode_steps == 2 + 12
 
 
 def test_slots_are_fitted_to_memory_and_stated_before(llama, monkeypatch):
@@ -203,23 +205,25 @@ def test_slots_are_fitted_to_memory_and_stated_before(llama, monkeypatch):
     )
     prompts = [[5] * 20 + [i] for i in range(3, 19)]
     settings = SamplingSettings(6, 0.0)
-    plans: list[sizing.SlotPlan] = []
-    base = run(model, prompts, settings, range(16), 16, announce=plans.append)
-    [plan] = plans
+    said: list[str] = []
+    progress = SimpleNamespace(advance=lambda count: None, say=said.append)
+    base = run(model, prompts, settings, range(16), 16, progress=progress)
+    plan = sizing.plan_slots(model.config, 16, 16, 32)
     # Keys and values of 2 layers, 1 head, 8 dims in float32: 128 bytes a column.
     assert sizing.column_bytes(model.config) == 128
     # 16 slots of 32 columns, while they grow twice, and once for prompts that go on; 16 a chunk;
     # a trunk, and a copy of it while it is read.
     assert plan == (16, 16, 32, 128 * (2 * 16 * 32 + 2 * 16 * 32 + 2 * 32 + 16 * 16), False, False)
-    assert str(plan) == "16 slots of up to 32 positions: 0.3 MiB of keys and values"
+    assert said == [str(plan)] == ["16 slots of up to 32 positions: 0.3 MiB of keys and values"]
     stats = Stats()
     budgets = [1 + number % 6 for number in range(16)]
     shorter = [dataclasses.replace(settings, max_new_tokens=budget) for budget in budgets]
     fewer = run(
-        model, prompts, shorter, range(16), 16, memory=110_000, announce=plans.append, stats=stats
+        model, prompts, shorter, range(16), 16, memory=110_000, progress=progress, stats=stats
     )
-    assert plans[1].slots == stats.slots == 8
-    assert plans[1].bytes <= 110_000 < plans[0].bytes
+    half = sizing.plan_slots(model.config, 16, 16, 32, 110_000)
+    assert half.slots == stats.slots == 8 and said[1:] == [str(half)]
+    assert half.bytes <= 110_000 < plan.bytes
     for completion, whole, budget in zip(fewer, base, budgets):
         assert completion.token_ids == whole.token_ids[:budget]
     assert set(spans) == {32}  # those that go on while others are placed need no more either

@@ -281,7 +281,7 @@ def test_progress_and_stats_add_up_over_batches(llama):
             (KEY, range(10)),
             batch_size=8,
             stats=stats,
-            progress=SimpleNamespace(advance=told.append),
+            progress=SimpleNamespace(advance=told.append, say=str),
         )
     assert told == [1] * 20
     assert stats.prompt_tokens == 2 * (sum(LENGTHS) + sum(LENGTHS[:2]))
