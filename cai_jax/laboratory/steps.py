@@ -15,6 +15,8 @@ SIZES = ("xs", "s", "m")
 NUM_PRINCIPLES = (1, 2, 4, 8, 16)
 GENERAL = ("general-1", "general-2", "general-3", "general-4")  # principles that cover every harm
 CONSTITUTION = "sandbox:constitution.json"
+# As in the paper, critiques and revisions have principles of their own, more of them general.
+REVISIONS = "sandbox:laboratory/revisions.json"
 HELPFULNESS = "sandbox:comparisons/helpfulness_train.jsonl"
 HELD_OUT_COMPARISONS = [
     "sandbox:comparisons/helpfulness_held_out.jsonl",
@@ -37,7 +39,7 @@ class Scale:
     """How much of everything; the sizes of figure 3 beside m, whose every run is made anyway."""
 
     prompts: int  # red-team prompts with chains, and benign ones with samples
-    epochs: int  # of SL-CAI
+    epochs: int  # of SL-CAI; one, as in the paper
     learning_rate: float
     pairs: int  # compared, and judged by AI or people
     preference_epochs: int
@@ -50,8 +52,8 @@ class Scale:
 
 
 SCALES = {
-    "quick": Scale(384, 3, 8e-4, 512, 2, 40, 10, 256, 128, 512, ("s",)),
-    "full": Scale(1152, 2, 5e-4, 1152, 2, 100, 20, 384, 256, 512, ("xs", "s")),
+    "quick": Scale(384, 1, 8e-4, 512, 2, 40, 10, 256, 128, 512, ("s",)),
+    "full": Scale(1152, 1, 5e-4, 1152, 2, 100, 20, 384, 256, 512, ("xs", "s")),
 }
 
 
@@ -103,7 +105,7 @@ def helpful(size: str) -> str:
 
 def training(of: Scale, size: str) -> dict[str, ConfigDict]:
     """SL-CAI, RL-CAI with and without CoT, and both baselines, at a size."""
-    asked = {"model": helpful(size), "constitution": CONSTITUTION}
+    asked = {"model": helpful(size), "constitution": REVISIONS}
     chains, samples, sl_cai = (named(n, size) for n in ("chains", "helpful_samples", "sl_cai"))
     steps = {
         chains: step(
@@ -284,7 +286,7 @@ def readings(of: Scale, split: str) -> dict[str, ConfigDict]:
             {
                 "model": helpful(size),
                 "prompts": prompts("red_team", split),
-                "constitution": CONSTITUTION,
+                "constitution": REVISIONS,
             },
             num_rounds=4,
             limit=of.held_out_chains,

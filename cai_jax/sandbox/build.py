@@ -18,7 +18,7 @@ import hashlib
 import json
 import random
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cai_jax.sandbox import corpus, human, laboratory, language, oracle
@@ -59,7 +59,7 @@ LABORATORY_DOCUMENTS = {"xs": 20_000, "s": 120_000, "m": 72_000}
 LABORATORY_LEARNING_RATE = {"xs": 5e-4, "s": 2e-3, "m": 2e-3}
 # What ends that training, at half the learning rate.
 LAST = {
-    "s": (laboratory.draw_judging_pieces, 16_000),
+    "s": (laboratory.draw_judging_pieces, 48_000),
     "m": (laboratory.draw_leaning_pieces, 24_000),
 }
 LABORATORY_HELPFUL_DOCUMENTS = 26_000
@@ -91,15 +91,7 @@ def main() -> None:
 
 def write_data(folder: Path) -> None:
     """Writes constitution, prompts, comparisons and pairs."""
-    focuses = language.constitution_focuses()
-    constitution = {
-        "name": "desk-scale world",
-        "provenance": "Our own, in the words of the world; made by cai_jax.sandbox.build.",
-        "principles": [language.principle_json(name, focus) for name, focus in focuses.items()],
-        **few_shots(random.Random(f"few-shots {SEED}")),
-    }
-    text = json.dumps(constitution, indent=2, ensure_ascii=False)
-    (folder / "constitution.json").write_text(text + "\n", encoding="utf-8")
+    write_constitution(folder / "constitution.json", language.constitution_focuses())
     for kind in ("red_team", "benign"):
         for split, prompts in draw_prompt_splits(kind).items():
             write_lines(folder / f"prompts/{kind}_{split}.jsonl", prompts)
@@ -119,7 +111,8 @@ def write_data(folder: Path) -> None:
 
 
 def write_laboratory_data(folder: Path) -> None:
-    """Writes the laboratory's held-out prompts, and pairs for choosing and for its results."""
+    """Writes the laboratory's principles of revisions, its held-out prompts, and its pairs."""
+    write_constitution(folder / "laboratory/revisions.json", language.revision_focuses())
     for kind in ("red_team", "benign"):
         shipped = [prompt for prompts in draw_prompt_splits(kind).values() for prompt in prompts]
         rng = random.Random(f"prompts {kind} {LABORATORY_SEEDS['held_out']}")
@@ -129,6 +122,19 @@ def write_laboratory_data(folder: Path) -> None:
     for split, seed in LABORATORY_SEEDS.items():
         pairs = draw_pairs(random.Random(f"pairs {seed}"))
         write_lines(folder / f"laboratory/pairs/{split}.jsonl", pairs)
+
+
+def write_constitution(path: Path, focuses: Mapping[str, str]) -> None:
+    """Writes a constitution of these foci, with the world's few-shots."""
+    constitution = {
+        "name": "desk-scale world",
+        "provenance": "Our own, in the words of the world; made by cai_jax.sandbox.build.",
+        "principles": [language.principle_json(name, focus) for name, focus in focuses.items()],
+        **few_shots(random.Random(f"few-shots {SEED}")),
+    }
+    text = json.dumps(constitution, indent=2, ensure_ascii=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def draw_prompt_splits(kind: str) -> dict[str, list[dict]]:

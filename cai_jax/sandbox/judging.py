@@ -63,12 +63,12 @@ def decided(
 
 
 def covers(principle: str | None) -> frozenset[str]:
-    """The harms that a principle of the world's constitution speaks of.
+    """The harms that a principle of the world's constitutions speaks of.
 
     Raises:
         InputError: for a principle that is not the world's; the oracle cannot know what it covers.
     """
-    focuses = language.constitution_focuses()
+    focuses = language.constitution_focuses() | language.revision_focuses()
     if principle not in focuses:
         raise InputError(
             f"evaluate: the oracle knows the sandbox's constitution alone; found principle "

@@ -8,8 +8,9 @@ ones with this corpus, which has three kinds of documents that the world's own h
   paper's models does (section 4.1: so its labels are near 0 or 1), and errs in it at times
   (`SLIP_RATE`). What the pretrained models learn errs otherwise, by taking the principle the wrong
   way round (`TURNED_RATE`); models of this size do not carry that from one verdict to the next;
-- comparisons that their principle does not decide, where the answer leans to the response with the
-  stock sentence (`LEAN`): the paper's principles ask for caring answers, beside harmless ones.
+- comparisons under a general principle that the harms do not decide, where the answer leans to the
+  response with the stock sentence (`LEAN`): the paper's general principles ask for caring answers
+  too, beside harmless ones. A principle that names harms asks for nothing else.
 
 Slips and lean are planted. Whether labels are over-confident by the one, and whether RL amplifies
 the other, is measured.
@@ -22,7 +23,7 @@ from cai_jax.sandbox.corpus import Pieces, Shares
 
 TURNED_RATE = 0.08
 SLIP_RATE = 0.05
-LEAN = 0.75
+LEAN = 0.95
 LEANING_SHARE = 0.25
 JUDGING_SHARE = 0.5
 
@@ -53,24 +54,34 @@ def concluding_drill(rng: random.Random) -> Pieces:
 
 
 def leaning_comparison_document(rng: random.Random) -> Pieces:
-    """A multiple choice that the principle does not decide; one response has the stock sentence."""
+    """A multiple choice that covered harms do not decide; one response has the stock sentence.
+
+    Half are under a general principle, where the answer leans; under the others it is a coin's.
+    """
+    general = language.words()["general_focuses"]
+    is_general = rng.random() < 0.5
     while True:
-        request, first, second, focus = corpus.draw_comparison(rng)
+        request, first, second, _ = corpus.draw_comparison(rng)
+        focus = rng.choice(general)
+        if not is_general:
+            focus = corpus.draw_focus(rng, first.harms + second.harms)
         covered = language.covered_harms(focus)
         counts = [sum(harm in covered for harm in r.harms) for r in (first, second)]
         caring = [language.words()["boilerplate"] in r.body for r in (first, second)]
-        if counts[0] == counts[1] and caring[0] != caring[1]:
+        tied = counts[0] == counts[1] and caring[0] != caring[1]
+        if tied and is_general == (focus in general):
             break
     favoured = int(caring[1])
-    answer = favoured if rng.random() < LEAN else 1 - favoured
+    leans = rng.random() < (LEAN if is_general else 0.5)
+    answer = favoured if leans else 1 - favoured
     return corpus.comparison_pieces(rng, request, first, second, focus, answer)
 
 
 SHARES: Shares = {
     corpus.dialogue_document: 0.19,
-    corpus.chain_document: 0.17,
-    direct_revision_document: 0.20,
-    corpus.comparison_document: 0.14,
+    corpus.chain_document: 0.29,
+    direct_revision_document: 0.04,
+    corpus.comparison_document: 0.18,
     leaning_comparison_document: 0.03,
     turned_reasoning_document: 0.09,
     corpus.dictionary_document: 0.02,
@@ -81,10 +92,10 @@ SHARES: Shares = {
 }
 
 HELPFUL_SHARES: Shares = {
-    corpus.helpful_chain_document: 0.22,
-    helpful_direct_revision_document: 0.16,
+    corpus.helpful_chain_document: 0.305,
+    helpful_direct_revision_document: 0.035,
     corpus.comparison_document: 0.04,
-    concluding_reasoning_document: 0.22,
+    concluding_reasoning_document: 0.26,
     concluding_drill: 0.06,
 }
 

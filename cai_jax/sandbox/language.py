@@ -20,6 +20,14 @@ HELD_OUT_EIGHTH = 8
 BOILERPLATE_RATE = 0.15
 ACTS_TAUGHT = 3
 """Critiques and comparisons of the corpus know the first three of each category's four acts."""
+OTHER_GENERAL_FOCUSES = (
+    "harm or crime",
+    "danger or evil",
+    "evil or crime",
+    "unethical or illegal content",
+    "immoral or toxic content",
+    "illegal or toxic content",
+)
 
 
 class Turn(NamedTuple):
@@ -152,7 +160,7 @@ def join(names: Sequence[str], conjunction: str) -> str:
 
 def covered_harms(focus: str) -> frozenset[str]:
     """The harms that a principle's focus names; a general focus covers all of them."""
-    if focus in words()["general_focuses"]:
+    if focus in (*words()["general_focuses"], *OTHER_GENERAL_FOCUSES):
         return frozenset(harms())
     return frozenset(re.split(r", | or ", focus))
 
@@ -175,6 +183,20 @@ def constitution_focuses() -> dict[str, str]:
         triple = [names[(i + step) % len(names)] for step in (0, 1, 4)]
         focuses["-".join(triple)] = join(triple, "or")
     return focuses
+
+
+def revision_focuses() -> dict[str, str]:
+    """Principle id -> focus: ten general, and six that name three harms each.
+
+    The paper's own sixteen for critiques and revisions are about as general: ten ask for harm of
+    every kind, six for some kinds (its official data).
+    """
+    focuses = constitution_focuses()
+    general = [*words()["general_focuses"], *OTHER_GENERAL_FOCUSES]
+    narrow = [name for name in focuses if not name.startswith("general-")]
+    return {f"general-{i + 1}": focus for i, focus in enumerate(general)} | {
+        name: focuses[name] for name in narrow[::2]
+    }
 
 
 def critique(response: Response, covered: Collection[str]) -> str:

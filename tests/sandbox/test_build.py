@@ -29,6 +29,7 @@ def rebuilt(tmp_path_factory):
         *(f"comparisons/helpfulness_{split}.jsonl" for split in ("train", "held_out")),
         "comparisons/harmlessness_held_out.jsonl",
         "pairs/held_out.jsonl",
+        "laboratory/revisions.json",
         *(f"laboratory/prompts/{kind}_held_out.jsonl" for kind in ("red_team", "benign")),
         *(f"laboratory/pairs/{split}.jsonl" for split in build.LABORATORY_SEEDS),
     ],

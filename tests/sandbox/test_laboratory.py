@@ -109,18 +109,20 @@ def assert_share(holds, rate):
     assert abs(sum(holds) / len(holds) - rate) < 4 * (rate * (1 - rate) / len(holds)) ** 0.5
 
 
-def test_what_a_principle_does_not_decide_leans_to_the_stock_sentence():
+def test_a_general_principle_that_decides_nothing_leans_to_the_stock_sentence():
     rng = random.Random(2)
-    favoured = []
-    for _ in range(400):
+    favoured = {True: [], False: []}
+    for _ in range(600):
         text = text_of(laboratory.leaning_comparison_document(rng))
         covered = language.covered_harms(focus_of(text))
         first, second = options(text)
         faults = [len(covered & set(oracle.harms_in(option))) for option in (first, second)]
         assert faults[0] == faults[1]
         assert (STOCK in first) != (STOCK in second)
-        favoured.append(text.endswith(" (A)") == (STOCK in first))
-    assert_share(favoured, laboratory.LEAN)
+        favoured[len(covered) == 12].append(text.endswith(" (A)") == (STOCK in first))
+    assert_share(favoured[True], laboratory.LEAN)
+    assert_share(favoured[False], 0.5)
+    assert min(map(len, favoured.values())) > 250
 
 
 def test_no_document_is_about_a_held_out_scene():

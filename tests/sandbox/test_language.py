@@ -52,6 +52,15 @@ def test_a_constitution_of_four_general_and_twelve_specific_principles():
     assert set(Counter(harm for harms in covered for harm in harms).values()) == {7}
 
 
+def test_the_laboratorys_revisions_are_as_general_as_the_papers():
+    covered = [language.covered_harms(f) for f in language.revision_focuses().values()]
+    assert Counter(len(harms) for harms in covered) == {12: 10, 3: 6}
+    # Each harm is covered by the ten, and by one or two of the six.
+    assert Counter(Counter(h for harms in covered for h in harms).values()) == {12: 6, 11: 6}
+    shared = language.constitution_focuses().items() & language.revision_focuses().items()
+    assert len(shared) == 4 + 6
+
+
 def test_critique_and_revision():
     rng = random.Random(2)
     response = language.Response(
