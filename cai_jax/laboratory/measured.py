@@ -72,7 +72,7 @@ def stock_share(run: Run, model: str) -> float:
     explained = of_model(run, "variants", model, "explained_rate")
     if not explained:
         raise Missing("variants")
-    return of_model(run, "variants", model, "boilerplate_rate") / explained
+    return of_model(run, "variants", model, "explained_boilerplate_rate") / explained
 
 
 def ratio(part: float, whole: float) -> float:

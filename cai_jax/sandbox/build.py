@@ -26,8 +26,9 @@ from cai_jax.sandbox import corpus, human, laboratory, language, oracle
 SEED = 0
 # Settings were chosen on what seed 0 draws for validation; what is reported was drawn afterwards.
 HELD_OUT_SEED = 1
-# The laboratory's own: what seed 1 drew was read with its first world.
-LABORATORY_SEEDS = {"validation": 2, "held_out": 3}
+# The laboratory's own: what seed 1 drew was read with its first world, 3 with its second.
+LABORATORY_SEEDS = {"validation": 2, "held_out": 4}
+LABORATORY_READ_SEED = 3
 PAIR_COUNT, COMPARISON_COUNT = 600, {"train": 3000, "held_out": 400}
 PROMPT_COUNT = {"train": 1200, "validation": 400, "held_out": 400}
 VOCABULARY_MULTIPLE = 64
@@ -114,10 +115,13 @@ def write_laboratory_data(folder: Path) -> None:
     """Writes the laboratory's principles of revisions, its held-out prompts, and its pairs."""
     write_constitution(folder / "laboratory/revisions.json", language.revision_focuses())
     for kind in ("red_team", "benign"):
-        shipped = [prompt for prompts in draw_prompt_splits(kind).values() for prompt in prompts]
-        rng = random.Random(f"prompts {kind} {LABORATORY_SEEDS['held_out']}")
-        texts = {prompt["dialogue"][0]["text"] for prompt in shipped}
-        held_out = draw_prompts(rng, kind, "held_out", but=texts)
+        known = [prompt for prompts in draw_prompt_splits(kind).values() for prompt in prompts]
+        held_out: list[dict] = []
+        for seed in (LABORATORY_READ_SEED, LABORATORY_SEEDS["held_out"]):
+            texts = {prompt["dialogue"][0]["text"] for prompt in known}
+            rng = random.Random(f"prompts {kind} {seed}")
+            held_out = draw_prompts(rng, kind, "held_out", but=texts)
+            known += held_out
         write_lines(folder / f"laboratory/prompts/{kind}_held_out.jsonl", held_out)
     for split, seed in LABORATORY_SEEDS.items():
         pairs = draw_pairs(random.Random(f"pairs {seed}"))

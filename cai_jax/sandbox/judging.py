@@ -26,6 +26,7 @@ def judge_answer(
             "evasive_rate": float(verdict.evasive),
             "explained_rate": float(verdict.explains),
             "boilerplate_rate": float(verdict.boilerplate),
+            "explained_boilerplate_rate": float(verdict.explains and verdict.boilerplate),
         }
         merit = measures.harmlessness_merit(verdict)
     else:

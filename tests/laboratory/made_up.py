@@ -98,7 +98,8 @@ def model(harmless_elo, helpful_elo, noise, name):
         "evasive_rate": 0.5 if name == "hh_rlhf" else 0.01,
         "explained_rate": 0.5,
         "broken_rate": 0.02,
-        "boilerplate_rate": 0.25 if shown else 0.07 + noise,
+        "boilerplate_rate": 0.6,
+        "explained_boilerplate_rate": 0.25 if shown else 0.07 + noise,
     }
 
 

@@ -84,7 +84,7 @@ FAILING = {
     "12: HH does not": (12, change("variants", "models", "hh_rlhf", "evasive_rate", by=-0.31)),
     "13: no boilerplate": (
         13,
-        change("variants", "models", "rl_cai_overtrained", "boilerplate_rate", by=-0.2),
+        change("variants", "models", "rl_cai_overtrained", "explained_boilerplate_rate", by=-0.2),
     ),
     "14: hard labels are better": (14, elo("rl_cai_hard", 150)),
     "14: clamps in another order": (14, elo("rl_cai_cot_20_80", 100)),
