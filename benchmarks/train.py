@@ -22,11 +22,11 @@ keep the memory it has, as the Makefile does: XLA loses up to 40 % to page fault
 Measured on two CPU cores (206 GFLOP/s), shape 28m, 3 rounds: finetune 808 tokens/s (MFU 68 %), 1.48
 times torch, 1.76 times TRL as it is, 1.25 times TRL that keeps activations. Preference with shared
 prompts 1,147 tokens/s, 1.18 times torch, 1.58 and 1.12 times TRL; one text a row 1.02, 1.37 and
-0.97; the tokens of a shared prompt count twice, as torch computes them. PPO, in another run of 3
-rounds: with a value model of its own 0.92 episodes a second, 1.28 times TRL that keeps activations
-(which by default takes as long), of 17.4 s an iteration 15 in the update; with a head 2.06 times.
-What is left of an update is products, at 160 of the 204 GFLOP/s of a large one: those of its shapes
-reach 165 to 210 alone.
+0.97; the tokens of a shared prompt count twice, as torch computes them. PPO, in another run of 5
+rounds: with a value model of its own 0.98 episodes a second, 1.36 times TRL that keeps activations
+and 1.31 times TRL as it is; with a head 1.59, 2.21 and 2.12 times. Of an iteration of 16.6 s 14 are
+the update, whose products run at 190 to 205 GFLOP/s. Five rounds are needed: the second iteration,
+too, is slower than those that follow, as it takes the memory that they keep (with 3 rounds 1.27).
 """
 
 import argparse
