@@ -19,14 +19,17 @@ peak of a large float32 matrix product that is measured in the same run. A machi
 something else besides gives no number worth keeping. Before it starts, the process tells glibc to
 keep the memory it has, as the Makefile does: XLA loses up to 40 % to page faults otherwise.
 
-Measured on two CPU cores (206 GFLOP/s), shape 28m, 3 rounds: finetune 808 tokens/s (MFU 68 %), 1.48
-times torch, 1.76 times TRL as it is, 1.25 times TRL that keeps activations. Preference with shared
-prompts 1,147 tokens/s, 1.18 times torch, 1.58 and 1.12 times TRL; one text a row 1.02, 1.37 and
-0.97; the tokens of a shared prompt count twice, as torch computes them. PPO, in another run of 5
-rounds: with a value model of its own 0.98 episodes a second, 1.36 times TRL that keeps activations
-and 1.31 times TRL as it is; with a head 1.59, 2.21 and 2.12 times. Of an iteration of 16.6 s 14 are
-the update, whose products run at 190 to 205 GFLOP/s. Five rounds are needed: the second iteration,
-too, is slower than those that follow, as it takes the memory that they keep (with 3 rounds 1.27).
+Measured on two CPU cores (191 GFLOP/s), shape 28m, 5 rounds: finetune 869 tokens/s (MFU 79 %), 1.00
+times torch (865; in earlier runs torch took up to half as long again), 1.51 times TRL as it is,
+1.15 times TRL that keeps activations. Preference with shared prompts 1,171 tokens/s, 1.18 times
+torch, 1.52 and 1.15 times TRL; one text a row 0.99, 1.27 and 0.97; the tokens of a shared prompt
+count twice, as torch computes them. PPO, in a run of its own: with a value model
+0.98 episodes a second, 1.36 times TRL that keeps activations and 1.31 times TRL as it is; with a
+head 1.59, 2.21 and 2.12 times. Of an iteration of 16.6 s 14 are the update, whose products run at
+190 to 205 GFLOP/s. Five rounds are needed: the second iteration, too, is slower than those that
+follow, as it takes the memory that they keep (with 3 rounds 1.27). Peak memory of a process with
+one contestant: finetune 2.0 GB (torch 2.2), preference with shared prompts 2.2 (torch 2.9), PPO
+3.6.
 """
 
 import argparse
