@@ -5,6 +5,10 @@
 Hardware: two CPU cores, no accelerator. Prints the table of its cells; the step `table` has it as
 numbers and as a plot. Models, prompts and constitution are keys of the config. In the desk-scale
 world the numbers say nothing about real language models.
+
+A minute of CPU time where programs are compiled, 1.3 GB. Expected (seed 0, held-out prompts,
+oracle): harmless .69 after all four revisions, .61 after three, .52 after two and .36 after one,
+each +-.05.
 """
 
 from ml_collections import ConfigDict
