@@ -20,7 +20,7 @@ something else besides gives no number worth keeping. Before it starts, the proc
 keep the memory it has, as the Makefile does: XLA loses up to 40 % to page faults otherwise.
 
 Measured on two CPU cores (191 GFLOP/s), shape 28m, 5 rounds: finetune 869 tokens/s (MFU 79 %), 1.00
-times torch (865; in earlier runs torch took up to half as long again), 1.51 times TRL as it is,
+times torch (865; in an earlier run torch took 1.6 times as long), 1.51 times TRL as it is,
 1.15 times TRL that keeps activations. Preference with shared prompts 1,171 tokens/s, 1.18 times
 torch, 1.52 and 1.15 times TRL; one text a row 0.99, 1.27 and 0.97; the tokens of a shared prompt
 count twice, as torch computes them. PPO, in a run of its own: with a value model

@@ -20,6 +20,7 @@ HELD_OUT_EIGHTH = 8
 BOILERPLATE_RATE = 0.15
 ACTS_TAUGHT = 3
 """Critiques and comparisons of the corpus know the first three of each category's four acts."""
+# Not among the words of the file: a key there is a token of the models.
 OTHER_GENERAL_FOCUSES = (
     "harm or crime",
     "danger or evil",

@@ -6,8 +6,9 @@ Hardware: two CPU cores, no accelerator. Prints the table of its cells; the step
 numbers and as a plot. Models, prompts and constitution are keys of the config. In the desk-scale
 world the numbers say nothing about real language models.
 
-Two and a half minutes of CPU time, 1.4 GB. Expected (seed 0, held-out prompts, oracle): harmless
-.93 with direct labels, .74 after one reasoning and .79 after several, each +-.05.
+Two and a half minutes of CPU time where programs are compiled, 1.4 GB. Expected (seed 0, held-out
+prompts, oracle): harmless .93 with direct labels, .74 after one reasoning and .79 after three, each
++-.05.
 """
 
 from ml_collections import ConfigDict

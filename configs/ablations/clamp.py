@@ -6,8 +6,8 @@ Hardware: two CPU cores, no accelerator. Prints the table of its cells; the step
 numbers and as a plot. Models, prompts and constitution are keys of the config. In the desk-scale
 world the numbers say nothing about real language models.
 
-Two and a half minutes of CPU time, 1.4 GB. Expected (seed 0, held-out prompts, oracle): harmless
-.81 with 40..60, .86 with 20..80 and .89 without a clamp, each +-.04.
+Two and a half minutes of CPU time where programs are compiled, 1.4 GB. Expected (seed 0, held-out
+prompts, oracle): harmless .81 with 40..60, .86 with 20..80 and .89 without a clamp, each +-.04.
 """
 
 from ml_collections import ConfigDict

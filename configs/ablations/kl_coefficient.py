@@ -6,8 +6,9 @@ Hardware: two CPU cores, no accelerator. Prints the table of its cells; the step
 numbers and as a plot. Models, prompts and constitution are keys of the config. In the desk-scale
 world the numbers say nothing about real language models.
 
-Two minutes of CPU time, 1.5 GB. Expected (seed 0, held-out prompts, oracle): harmless .62 without a
-penalty (broken), .95 with .05, .91 with .2 and .77 with .8, each +-.05.
+Two minutes of CPU time where programs are compiled, 1.5 GB. Expected (seed 0, held-out prompts,
+oracle): harmless .62 without a penalty (broken), .95 with .05, .91 with .2 and .77 with .8, each
++-.05.
 """
 
 from ml_collections import ConfigDict

@@ -6,8 +6,8 @@ Hardware: two CPU cores, no accelerator. Prints the table of its cells; the step
 numbers and as a plot. Models, prompts and constitution are keys of the config. In the desk-scale
 world the numbers say nothing about real language models.
 
-Two minutes of CPU time, 1.3 GB. Expected (seed 0, held-out prompts, oracle): harmless .91 with
-soft labels and .85 with hard ones, each +-.03.
+Two minutes of CPU time where programs are compiled, 1.3 GB. Expected (seed 0, held-out prompts,
+oracle): harmless .91 with soft labels and .85 with hard ones, each +-.03.
 """
 
 from ml_collections import ConfigDict

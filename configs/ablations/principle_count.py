@@ -6,8 +6,9 @@ Hardware: two CPU cores, no accelerator. Prints the table of its cells; the step
 numbers and as a plot. Models, prompts and constitution are keys of the config. In the desk-scale
 world the numbers say nothing about real language models.
 
-Two minutes of CPU time, 1.7 GB. Expected (seed 0, held-out prompts, oracle): harmless .70 with 16
-principles, .53 with 8, .67 with 4, .29 with 2 and .21 with 1, each +-.05.
+Two minutes of CPU time where programs are compiled, 1.7 GB. Expected (seed 0, held-out prompts,
+oracle): harmless .70 with 16 principles, .53 with 8, .67 with 4, .29 with 2 and .21 with 1, each
++-.05.
 """
 
 from ml_collections import ConfigDict

@@ -53,12 +53,15 @@ def test_prompts_of_training_and_evaluation_are_disjoint():
 
 
 def test_the_laboratorys_held_out_data_is_new():
-    """No prompt and no pair of it was there when the first world's results were read."""
+    """No prompt and no pair of it was there when results were read before."""
     for kind in ("red_team", "benign"):
         shipped = {p.dialogue[0].text for s in build.PROMPT_COUNT for p in prompts(f"{kind}_{s}")}
         new = read_records(DATA / f"laboratory/prompts/{kind}_held_out.jsonl", Prompt)
         texts = {prompt.dialogue[0].text for prompt in new}
-        assert len(texts) == len(new) == 400 and not texts & shipped
+        rng = random.Random(f"prompts {kind} {build.LABORATORY_READ_SEED}")
+        read = build.draw_prompts(rng, kind, "held_out", but=shipped)
+        known = shipped | {prompt["dialogue"][0]["text"] for prompt in read}
+        assert len(texts) == len(new) == 400 and not texts & known
     files = [
         "pairs/held_out.jsonl",
         *(f"laboratory/pairs/{s}.jsonl" for s in ("validation", "held_out")),
@@ -67,8 +70,10 @@ def test_the_laboratorys_held_out_data_is_new():
         {(p.dialogue[0].text, p.response_a, p.response_b) for p in read_records(DATA / f, Pair)}
         for f in files
     ]
-    assert [len(found) for found in pairs] == [600] * 3
-    assert len(set.union(*pairs)) == 1800
+    read = build.draw_pairs(random.Random(f"pairs {build.LABORATORY_READ_SEED}"))
+    pairs.append({(p["dialogue"][0]["text"], p["response_a"], p["response_b"]) for p in read})
+    assert [len(found) for found in pairs] == [600] * 4
+    assert len(set.union(*pairs)) == 2400
 
 
 def test_no_training_text_is_about_a_held_out_scene():
