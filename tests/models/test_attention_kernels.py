@@ -180,6 +180,44 @@ def test_cudnn_is_asked_for_the_same_attention(name, packed, monkeypatch):
     assert_equal(measured(params, using(config, "cudnn"), *packed), expected)
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_cudnn_is_given_a_mask_only_where_documents_are_packed(alone, packed, monkeypatch):
+    attention = jax.nn.dot_product_attention
+
+    def by_xla(*arrays, implementation, mask, **options):
+        found = attention(*arrays, implementation="xla", mask=mask, **options)
+        return jnp.where((mask is None) == alone, found, jnp.nan)
+
+    tokens, positions, segments = packed
+    if alone:  # a text in each row, and what follows it is padding
+        positions, segments = np.tile(np.arange(T), (B, 1)), np.minimum(segments, 1)
+    config, params = model()
+    expected = measured(params, using(config, "plain"), tokens, positions, segments)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    monkeypatch.setattr(attention_kernels, "choose", lambda *arguments: "cudnn")
+    # Another window that nothing reaches, so that nothing compiled before is taken.
+    config = dataclasses.replace(config, attention="cudnn", window=999 + alone)
+    assert_equal(measured(params, config, tokens, positions, segments), expected)
+
+
+def test_padding_in_front_of_a_text_is_masked_by_cudnn(packed, monkeypatch):
+    attention = jax.nn.dot_product_attention
+
+    def by_xla(*arrays, implementation, **options):
+        return attention(*arrays, implementation="xla", **options)
+
+    tokens, _, _ = packed
+    segments = np.ones((B, T), np.int32)
+    segments[1, :50] = 0
+    positions = np.maximum(np.cumsum(segments, axis=1) - 1, 0)
+    config, params = model()
+    expected = measured(params, using(config, "plain"), tokens, positions, segments)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    monkeypatch.setattr(attention_kernels, "choose", lambda *arguments: "cudnn")
+    config = dataclasses.replace(config, attention="cudnn", window=998)
+    assert_equal(measured(params, config, tokens, positions, segments), expected)
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'cai_jax[tpu]'"
 )
