@@ -90,7 +90,7 @@ class ModelConfig:
     # What computes attention, where it can: "splash", "cudnn", "plain", or "": what the platform
     # has; see models/attention_kernels.py.
     attention: str = ""
-    scan_unroll: int = 0  # layers unrolled in the loop over layers; 0: all on CPU, else one
+    scan_unroll: int = 0  # layers unrolled in the loop over layers; 0: all on a CPU or one GPU
     # Positions of a row whose logits a loss holds at a time; 0: few on a CPU, to stay in its cache,
     # else 2048, since devices exchange gradients of the unembedding with every piece.
     loss_positions: int = 0

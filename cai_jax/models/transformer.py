@@ -259,7 +259,11 @@ def unrolls(config: ModelConfig) -> bool:
 
 
 def _unroll(config: ModelConfig) -> int:
-    return config.scan_unroll or (config.layers if jax.default_backend() == "cpu" else 1)
+    # A loop copies the weights, keys and values of a layer before it computes it. On a CPU and on
+    # one GPU that costs more than it takes longer to compile; of meshes it was not measured.
+    alone = jax.default_backend() == "gpu" and jax.device_count() == 1
+    whole = jax.default_backend() == "cpu" or alone
+    return config.scan_unroll or (config.layers if whole else 1)
 
 
 def _windows(config: ModelConfig) -> list[int | None]:

@@ -198,6 +198,19 @@ def test_bfloat16_computes_in_it_and_gives_float32_logits(tokens, tiny_params):
     assert 0 < np.abs(coarse - exact).max() < 0.05
 
 
+def test_layers_are_computed_one_by_one_where_a_loop_copies_them(monkeypatch):
+    for backend, devices, one_by_one in (
+        ("cpu", 8, True),
+        ("gpu", 1, True),
+        ("gpu", 8, False),
+        ("tpu", 1, False),
+    ):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+        assert transformer.unrolls(TINY) == one_by_one, (backend, devices)
+        assert not transformer.unrolls(dataclasses.replace(TINY, scan_unroll=1))
+
+
 def test_remat_and_unrolling_change_no_gradient(tokens, tiny_params):
 
     def loss(params, config):
