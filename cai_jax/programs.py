@@ -234,7 +234,7 @@ def decode_programs(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> list[
     mode = mode_of(config.temperature, config.top_k, config.top_p)
     useful = 2.0 * parameter_count(params) * rows
     prefill = (params, model, tokens, counts, mesh)
-    decode = (params, model, past, of_slots, limit, until, mode, mesh)
+    decode = (params, model, past, of_slots, limit, until, mode, slots.chunk_steps(), mesh)
     return [
         Program("prefill", slots.prefill_jit, prefill, (), rows * length, useful * length, 1),
         Program("decode", slots.decode_jit, decode, (), rows * new, useful * new, new),

@@ -28,18 +28,20 @@ from cai_jax.generation.placing import rows_sharding
 from cai_jax.generation.seating import Held, Place, Waiting, next_places, shared_beginning
 from cai_jax.generation.settings import Completion, SamplingSettings, Stats
 from cai_jax.generation.sizing import SlotPlan
-from cai_jax.generation.slots import CHUNK, NO_TOKEN, Slots
+from cai_jax.generation.slots import NO_TOKEN, Slots, chunk_steps
 from cai_jax.generation.stopping import find_stop, stop_tokens
-from cai_jax.models import placing
+from cai_jax.models import attention_kernels, placing
 
 if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from cai_jax.models.config import ModelConfig
     from cai_jax.models.language_model import LanguageModel
 
 SMALLEST_SPAN = 32  # columns of the smallest slot
 AHEAD = 64  # tokens of a completion for which there are columns at once
 PIECE = 1024  # tokens of a prompt that are read at once
+TOGETHER = 2**16  # of all prompts, where a kernel attends to the first piece and to no other
 ROUND = 128  # columns of a trunk are a multiple
 MODES = ("greedy", "sample", "filter")
 
@@ -151,7 +153,9 @@ class Engine:
         self.trunk: Any = None  # the keys and values of `held.trunk`
         self.slots = no_slots(plan.slots, 8)
         self.ends: dict[tuple[str, ...], list[int]] = {}  # of stop strings, the tokens
+        self.steps = chunk_steps()
         self.put = functools.partial(placing.place, sharding=rows_sharding(mesh))
+        self.piece = piece_tokens(model.config, plan.refill)
 
     def place(self, waiting: Sequence[Waiting], requests: dict[int, Request]) -> None:
         """Places requests in slots, with all that their prompts have in front of the last token."""
@@ -207,9 +211,9 @@ class Engine:
     def _read(self, past: Any, places: Sequence[Place]) -> Any:
         """The slots `past` with what requests need there, piece by piece."""
         model, mesh = self.model, self.mesh
-        for first in range(0, max(len(place.rest) for place in places), PIECE):
+        for first in range(0, max(len(place.rest) for place in places), self.piece):
             some = [place for place in places if len(place.rest) > first]
-            pieces = [place.rest[first : first + PIECE] for place in some]
+            pieces = [place.rest[first : first + self.piece] for place in some]
             count, width = self._padded(len(some)), batching.bucket(max(map(len, pieces)))
             tokens, counts = map(self.put, batching.pad_right(pieces, count, width))
             rows = self._rows([place.slot for place in some])
@@ -275,7 +279,7 @@ class Engine:
         """
         of, used = self.slots, list(self.seats)
         left = of.budget[used] - of.generated[used]
-        if (of.column[used] + np.minimum(left, CHUNK)).max() > self.span:
+        if (of.column[used] + np.minimum(left, self.steps)).max() > self.span:
             self._fit((of.column[used] + np.minimum(left, AHEAD)).tolist())
         filters = (_mode(self.seats[slot].request.settings) for slot in used)
         self.past, chunk = slots.decode_jit(
@@ -283,9 +287,10 @@ class Engine:
             self.model.config,
             self.past,
             jax.tree.map(self.put, of),
-            CHUNK,
+            self.steps,
             min(self.plan.slots - len(used) + max(wanted, 1), self.plan.slots),
             max(filters, key=MODES.index),
+            self.steps,
             self.mesh,
             self.trunk if of.base[used].any() else None,
         )
@@ -344,7 +349,7 @@ class Engine:
         They keep what they have, unless it is too little, or more than twice what is needed.
         """
         of, used = self.slots, list(self.seats)
-        live = of.column[used] + np.minimum(of.budget[used] - of.generated[used], CHUNK)
+        live = of.column[used] + np.minimum(of.budget[used] - of.generated[used], self.steps)
         needed = batching.bucket(max([*lengths, *live.tolist()]), SMALLEST_SPAN)
         if self.span < needed or self.span >= 2 * needed:
             if self.past is None:
@@ -355,6 +360,12 @@ class Engine:
                 self.past = slots.resize_jit(self.past, needed, self.mesh)
             self.span = needed
             self.held.cut(needed)
+
+
+def piece_tokens(config: ModelConfig, refill: int) -> int:
+    """Tokens of a prompt that are read at once, of `refill` prompts."""
+    plain = attention_kernels.choose(config, PIECE) == "plain"
+    return PIECE if plain else max(PIECE, TOGETHER // refill)
 
 
 def _mode(settings: SamplingSettings) -> typing.Any:

@@ -14,7 +14,7 @@ import numpy as np
 
 from cai_jax.errors import InputError
 from cai_jax.generation.batching import row_count
-from cai_jax.generation.slots import CHUNK
+from cai_jax.generation.slots import chunk_steps
 
 if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -71,7 +71,7 @@ def plan_slots(
         refill = row_count(part, part, mesh)
         stored = (2 * slots + refill) * span * column_bytes(config, eight_bits)
         one = row_count(1, 1, mesh)
-        taken = stored + (slots * CHUNK + (refill + 2 * one) * span) * column_bytes(config)
+        taken = stored + (slots * chunk_steps() + (refill + 2 * one) * span) * column_bytes(config)
         plan = SlotPlan(slots, refill, span, taken, eight_bits, again)
         if memory is None or taken <= memory:
             return plan

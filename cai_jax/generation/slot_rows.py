@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 from cai_jax.generation.placing import ROWS, past_specs, unsplit_rows
 from cai_jax.models.cache import Past
 
+FEW_COLUMNS = 64
+
 
 def take(past: Past, rows: jax.Array, mesh: Mesh | None) -> Past:
     """The slots `rows` [F], on all devices that split the slots."""
@@ -95,7 +97,28 @@ def _own(past: Past, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _put(past: Past, new: Past, rows: jax.Array, held: jax.Array, firsts: jax.Array) -> Past:
-    """One row after the other, in place; those that are not held stay."""
+    """In place; rows that are not held stay."""
+    few = jax.tree.leaves(new.values)[0].shape[-2] <= FEW_COLUMNS
+    at_once = few and jax.default_backend() == "gpu"
+    return (_scattered if at_once else _row_by_row)(past, new, rows, held, firsts)
+
+
+def _scattered(past: Past, new: Past, rows: jax.Array, held: jax.Array, firsts: jax.Array) -> Past:
+    """All numbers at once: for few columns, where a program for each row costs more than them."""
+
+    def put(array: jax.Array, axes: tuple[int, int], theirs: jax.Array) -> jax.Array:
+        row, axis = axes
+        columns = firsts[:, None] + jnp.arange(theirs.shape[axis])  # [F, T]
+        place: list[Any] = [slice(None)] * array.ndim
+        place[row] = rows[:, None]
+        place[axis] = jnp.where(held[:, None], columns, array.shape[axis])  # past the end: dropped
+        return array.at[tuple(place)].set(jnp.moveaxis(theirs, axes, (0, 1)), mode="drop")
+
+    return each(put, past, new)
+
+
+def _row_by_row(past: Past, new: Past, rows: jax.Array, held: jax.Array, firsts: jax.Array) -> Past:
+    """One row after the other: for many columns, and where a scatter is slow."""
 
     def put_row(number: jax.Array, past: Past) -> Past:
         def put(array: jax.Array, axes: tuple[int, int], theirs: jax.Array) -> jax.Array:

@@ -24,9 +24,13 @@ from cai_jax.models import attention_kernels, transformer
 from cai_jax.models.cache import Arrays, Cache, Past, Trunk, init_cache
 from cai_jax.models.config import ModelConfig
 
-CHUNK = 16  # C: decode steps between two looks at what is finished
 BLOCK = 64  # columns of keys side by side in a chunk, on a CPU
 NO_TOKEN = -1  # in Chunk.tokens, where nothing was generated
+
+
+def chunk_steps() -> int:
+    """C: decode steps between two looks at what is finished, which an accelerator waits for."""
+    return 32 if jax.default_backend() == "gpu" else 16
 
 
 class Slots(NamedTuple):
@@ -176,7 +180,7 @@ def decode(
     limit: jax.Array,
     until: jax.Array,
     mode: Mode,
-    steps: int = CHUNK,
+    steps: int,
     trunk: Trunk | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Cache, Chunk]:
@@ -352,12 +356,14 @@ def resize_jit(past, span, mesh=None) -> Past:
     return split_past(resized(past, span), mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "mode", "mesh"), donate_argnames="past")
+@functools.partial(
+    jax.jit, static_argnames=("config", "mode", "steps", "mesh"), donate_argnames="past"
+)
 def decode_jit(
-    params, config, past, slots, limit, until, mode, mesh=None, trunk=None
+    params, config, past, slots, limit, until, mode, steps, mesh=None, trunk=None
 ) -> tuple[Past, Chunk]:
     """A chunk of `decode`, written into the slots, in place; once for each shape and mode."""
-    cache, chunk = decode(params, config, past, slots, limit, until, mode, trunk=trunk, mesh=mesh)
+    cache, chunk = decode(params, config, past, slots, limit, until, mode, steps, trunk, mesh)
     return split_past(write(past, cache, None, slots.column, mesh), mesh), chunk
 
 
@@ -370,4 +376,5 @@ def by_layer_jit(
     params: transformer.Params, config: ModelConfig, mesh: Any = None
 ) -> transformer.Params:
     """The parameters as a chunk wants them: one tree for each layer if these are not in a loop."""
-    return _cut_jit(params, config) if transformer.unrolls(config) and mesh is None else params
+    alone = mesh is None or mesh.size == 1
+    return _cut_jit(params, config) if transformer.unrolls(config) and alone else params

@@ -100,6 +100,32 @@ def test_a_refilled_queue_gives_what_each_request_gives_alone(llama, small_spans
         assert stats.slots == batch_size
 
 
+def test_chunks_and_pieces_of_any_length_give_the_same_texts(llama, small_spans, monkeypatch):
+    model, (prompts, settings) = llama[0], queue(random.Random(1), 12)
+    expected, stats = run(model, prompts, settings, range(12), 4), Stats()
+    monkeypatch.setattr(engine, "chunk_steps", lambda: 5)
+    monkeypatch.setattr(engine, "piece_tokens", lambda *arguments: 11)
+    found = run(model, prompts, settings, range(12), 4, stats=stats)
+    assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+    assert stats.decode_steps > 5
+
+
+def test_a_gpu_reads_prompts_whole_where_its_kernel_attends(llama, monkeypatch):
+    config = dataclasses.replace(llama[0].config, dtype="bfloat16")
+    assert engine.piece_tokens(config, 8) == 1024 and slots.chunk_steps() == 16
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert slots.chunk_steps() == 32
+    assert [engine.piece_tokens(config, rows) for rows in (1, 8, 64, 256)] == [
+        65_536,
+        8192,
+        1024,
+        1024,
+    ]
+    # What cuDNN does not compute in float32 would hold weights [T, S] for every head.
+    assert engine.piece_tokens(dataclasses.replace(config, dtype="float32"), 8) == 1024
+
+
 def test_keys_in_blocks_give_the_products_of_whole_ones(llama):
     rng = np.random.default_rng(0)
     keys, values, queries = (

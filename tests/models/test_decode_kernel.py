@@ -274,6 +274,7 @@ def test_the_engine_decodes_by_it_on_a_mesh_of_tpus(monkeypatch):
             placed_as(engine.no_slots(rows, 8), by_row),
             *placed_as((np.int32(16), np.int32(rows)), whole),
             "greedy",
+            16,
             mesh,
         )
         .compile()
