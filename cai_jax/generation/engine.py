@@ -14,6 +14,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import math
 import typing
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from cai_jax.generation.settings import Completion, SamplingSettings, Stats
 from cai_jax.generation.sizing import SlotPlan
 from cai_jax.generation.slots import NO_TOKEN, Slots, chunk_steps
 from cai_jax.generation.stopping import find_stop, stop_tokens
-from cai_jax.models import attention_kernels, placing
+from cai_jax.models import attention_kernels, placing, transformer
 
 if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -42,6 +43,7 @@ SMALLEST_SPAN = 32  # columns of the smallest slot
 AHEAD = 64  # tokens of a completion for which there are columns at once
 PIECE = 1024  # tokens of a prompt that are read at once
 TOGETHER = 2**16  # of all prompts, where a kernel attends to the first piece and to no other
+WEIGHTS_SHARE = 0.8  # of a device's memory, at most; the rest is for keys and values
 ROUND = 128  # columns of a trunk are a multiple
 MODES = ("greedy", "sample", "filter")
 
@@ -144,8 +146,7 @@ class Engine:
     def __init__(self, model: LanguageModel, plan: SlotPlan, mesh: Mesh | None, stats: Stats):
         """Slots without requests, and without memory until the first is placed."""
         self.plan, self.mesh, self.stats = plan, mesh, stats
-        # Where layers are computed one by one, their weights are cut out once, not in each chunk.
-        self.model = model._replace(params=slots.by_layer_jit(model.params, model.config, mesh))
+        self.model = by_layer(model, mesh)
         self.seats: dict[int, Seat] = {}  # by slot
         self.held = Held(plan.slots)
         self.span = 0
@@ -360,6 +361,18 @@ class Engine:
                 self.past = slots.resize_jit(self.past, needed, self.mesh)
             self.span = needed
             self.held.cut(needed)
+
+
+def by_layer(model: LanguageModel, mesh: Mesh | None) -> LanguageModel:
+    """The model with weights that are cut by layer once, not in each chunk, if layers are unrolled.
+
+    They are there twice then; on a device without room for that, layers are in a loop.
+    """
+    size = sum(array.nbytes for array in jax.tree.leaves(model.params))
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
+    if transformer.unrolls(model.config) and 2 * size > WEIGHTS_SHARE * limit:
+        return model._replace(config=dataclasses.replace(model.config, scan_unroll=1))
+    return model._replace(params=slots.by_layer_jit(model.params, model.config, mesh))
 
 
 def piece_tokens(config: ModelConfig, refill: int) -> int:

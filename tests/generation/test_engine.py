@@ -110,6 +110,27 @@ def test_chunks_and_pieces_of_any_length_give_the_same_texts(llama, small_spans,
     assert stats.decode_steps > 5
 
 
+def test_layers_are_in_a_loop_where_weights_have_no_room_twice(llama, monkeypatch):
+    model, prompts = llama[0], [[5, 6, 7], [8]]
+    settings = SamplingSettings(6, temperature=0.0)
+    expected = run(model, prompts, settings, range(2), 2)
+    size = sum(array.nbytes for array in jax.tree.leaves(model.params))
+    for memory, unroll in ((2.6 * size, 0), (2.4 * size, 1)):  # four fifths of it, and twice these
+
+        class Device:
+            def memory_stats(self, memory=memory):
+                return {"bytes_limit": memory}
+
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "local_devices", lambda: [Device()])
+            found = engine.by_layer(model, None)
+        assert found.config.scan_unroll == unroll
+        assert isinstance(found.params["layers"], tuple) == (unroll == 0)
+    looped = model._replace(config=found.config)
+    for one, other in zip(run(looped, prompts, settings, range(2), 2), expected, strict=True):
+        assert one.token_ids == other.token_ids
+
+
 def test_a_gpu_reads_prompts_whole_where_its_kernel_attends(llama, monkeypatch):
     config = dataclasses.replace(llama[0].config, dtype="bfloat16")
     assert engine.piece_tokens(config, 8) == 1024 and slots.chunk_steps() == 16
