@@ -295,7 +295,8 @@ def test_slots_are_fitted_to_memory_and_stated_before(llama, monkeypatch):
 )
 def test_slots_over_data_and_heads_over_tensor_say_the_same(tmp_path, small_spans, axes):
     """Refilled slots, copies of others, a trunk: on a mesh as on one device."""
-    tiny_models.write_llama(tmp_path, num_attention_heads=4, num_key_value_heads=2)
+    kv_heads = max(2, axes[-1])  # parameters refuse a mesh that does not divide them
+    tiny_models.write_llama(tmp_path, num_attention_heads=4, num_key_value_heads=kv_heads)
     model = checkpoints.load_model(tmp_path)
     prompts, settings = queue(random.Random(7), 10)
     expected = run(model, prompts, settings, range(10), 4)
