@@ -30,17 +30,16 @@ many texts attention reads all columns of a slot (768 here, of which 640 are liv
 """
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent)]
-
-from train_accelerator import SHAPES, parser, random_params, run_parts, timed  # noqa: E402
+from train_accelerator import SHAPES, parser, random_params, run_parts, timed
 
 FEW, MANY = 64, 192  # tokens of completions, whose difference is timed
 
@@ -60,18 +59,32 @@ def main() -> None:
         run_parts(args, globals())
 
 
-def served(config: Any, prompts: Any, new_tokens: int, model: Any) -> float:
-    """Seconds of the engine for greedy completions of so many tokens."""
+def step_of(run: Callable[[int], None]) -> dict[str, Any]:
+    """What a step takes, of run(tokens), each length once before it is timed."""
+    medians = {}
+    for tokens in (FEW, MANY):
+        taken = []
+        for _ in range(4):
+            start = time.perf_counter()
+            run(tokens)
+            taken.append(time.perf_counter() - start)
+        medians[tokens] = statistics.median(taken[1:])
+    return {
+        "step_ms": round(1e3 * (medians[MANY] - medians[FEW]) / (MANY - FEW), 3),
+        "seconds": {tokens: round(of, 3) for tokens, of in medians.items()},
+    }
+
+
+def serve(model: Any, prompts: Any, new_tokens: int) -> None:
+    """Greedy completions of so many tokens by the engine."""
     from cai_jax.core.keys import base_key
     from cai_jax.generation.generate import generate
     from cai_jax.generation.settings import SamplingSettings
 
     settings = SamplingSettings(new_tokens, temperature=0.0)
     keys = (base_key(0, "benchmark"), range(len(prompts)))
-    start = time.perf_counter()
     found = generate(model, prompts, settings, keys, batch_size=len(prompts))
     assert all(len(one.token_ids) == new_tokens for one in found)
-    return time.perf_counter() - start
 
 
 def random_model(config: Any) -> tuple[Any, int]:
@@ -95,36 +108,24 @@ def decode(args: argparse.Namespace, config: Any) -> Any:
     copied = copy_bandwidth()
     model, weights = random_model(config)
     rng = np.random.default_rng(0)
-    few, many = 64, 192
     for batch in map(int, args.batches.split(",")):
         prompts = rng.integers(3, config.vocab_size, (batch, args.prompt)).tolist()
-        medians = {}
-        for new in (few, many):
-            served(config, prompts, new, model)
-            taken = [served(config, prompts, new, model) for _ in range(3)]
-            medians[new] = statistics.median(taken)
-        seconds = (medians[many] - medians[few]) / (many - few)
-        live = args.prompt + (few + many) / 2
+        found = step_of(functools.partial(serve, model, prompts))
+        live = args.prompt + (FEW + MANY) / 2
         cache = batch * live * 4 * config.layers * config.kv_heads * config.head_dim
-        bound = (weights + cache) / copied
-        found: dict[str, Any] = {
-            "batch": batch,
-            "step_ms": round(1e3 * seconds, 3),
+        least_ms = 1e3 * (weights + cache) / copied
+        found = {"batch": batch} | found
+        found |= {
             "gigabytes": round((weights + cache) / 1e9, 2),
             "copy_terabytes_per_second": round(copied / 1e12, 2),
-            "share_of_bandwidth": round(bound / seconds, 3),
-            "seconds": {new: round(of, 3) for new, of in medians.items()},
+            "share_of_bandwidth": round(least_ms / found["step_ms"], 3),
         }
         if args.peer:
-            done = subprocess.run(
-                [sys.executable, __file__, *sys.argv[1:], f"--only_peer={batch}"],
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            peer = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
-            found |= {"transformers": peer} | {
-                "times_transformers": round(peer["step_ms"] / found["step_ms"], 2) if peer else None
-            }
+            command = [sys.executable, __file__, *sys.argv[1:], f"--only_peer={batch}"]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            peer = json.loads(done.stdout.splitlines()[-1])
+            found["transformers"] = peer
+            found["times_transformers"] = round(peer["step_ms"] / found["step_ms"], 2)
         yield found
 
 
@@ -154,28 +155,18 @@ def torch_decode(args: argparse.Namespace, batch: int) -> dict[str, Any]:
         torch.set_default_dtype(torch.bfloat16)
         model = LlamaForCausalLM(config).eval()
         prompts = torch.randint(3, config.vocab_size, (batch, args.prompt))
-    few, many = 64, 192
-    medians = {}
-    for new in (few, many):
-        taken = []
-        for _ in range(4):
-            start = time.perf_counter()
-            # One cache for both lengths, as in ours, so that a step is the same.
-            rows = model.generate(
-                prompts,
-                attention_mask=torch.ones_like(prompts),
-                max_new_tokens=new,
-                do_sample=False,
-                cache_implementation="static",
-            )
-            assert rows.shape[1] == args.prompt + new
-            rows.cpu()
-            taken.append(time.perf_counter() - start)
-        medians[new] = statistics.median(taken[1:])
-    return {
-        "step_ms": round(1e3 * (medians[many] - medians[few]) / (many - few), 3),
-        "seconds": {new: round(of, 3) for new, of in medians.items()},
-    }
+
+    def run(tokens: int) -> None:
+        rows = model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=tokens,
+            do_sample=False,
+            cache_implementation="static",
+        )
+        assert rows.cpu().shape[1] == args.prompt + tokens
+
+    return step_of(run)
 
 
 def copy_bandwidth() -> float:
@@ -198,8 +189,7 @@ def prefill(args: argparse.Namespace, config: Any) -> Any:
     rng = np.random.default_rng(0)
     for batch in (8, 32):
         prompts = rng.integers(3, config.vocab_size, (batch, args.length)).tolist()
-        served(config, prompts, 1, model)
-        seconds = statistics.median(served(config, prompts, 1, model) for _ in range(3))
+        seconds, _ = timed(functools.partial(serve, model, prompts, 1), 3)
         needed = flops(config, batch * args.length, args.length, unembeds=False) / 3
         yield {"batch": batch, "length": args.length, "seconds": round(seconds, 3)} | {
             "tokens_per_second": round(batch * args.length / seconds),

@@ -32,7 +32,8 @@ and no mask where a row has one document, which cuDNN reads as a bias [B, 1, T, 
 "dots" .500 for .476). Of four documents attention is counted that none of them needs, since the
 kernel computes it: without that .487.
 A shared prompt does not pay here: its masks are no kernel's, and the plain path writes all weights.
-Of PPO the update alone was measured; its layers are in a loop (`stages/ppo.py`, `in_a_loop`).
+Of PPO the update alone was measured; its layers are in a loop (`stages/ppo.py`, `in_a_loop`), and
+cuDNN was still given masks then.
 """
 
 import argparse
@@ -49,7 +50,7 @@ from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT)]
 LLAMA = {"rope_theta": 500_000.0, "dtype": "bfloat16", "max_positions": 8192}
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"vocab_size": 512, "width": 128, "layers": 2, "heads": 4, "kv_heads": 2}
@@ -184,12 +185,10 @@ def updates(args: argparse.Namespace, stage: Any, config: Any, params: Any, batc
     chosen.remat = args.remat
     config = dataclasses.replace(config, remat=args.remat, scan_unroll=args.unroll)
     made = optimizer.make_optimizer(chosen, 1)
-    state, shardings = training.create_state(params, made, mesh.make_mesh(mesh.default_config()))
+    device_mesh = mesh.make_mesh(mesh.default_config())
+    state, shardings = training.create_state(params, made, device_mesh)
     step = training.compiled_update(
-        stage.make_step(config, made, chosen),
-        mesh.make_mesh(mesh.default_config()),
-        shardings,
-        None,
+        stage.make_step(config, made, chosen), device_mesh, shardings, None
     )
     batch = jax.device_put(batch)
 
@@ -306,7 +305,10 @@ def ppo(args: argparse.Namespace, config: Any) -> Any:
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, config.vocab_size, (responses, args.length), np.int32)
     zeros = np.zeros((responses, half), np.float32)
-    noise = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+
+    def noise(*shape: int) -> Any:
+        return rng.normal(size=shape).astype(np.float32)
+
     experience = algorithm.Experience(
         tokens=tokens,
         mask=np.ones_like(tokens),
@@ -328,7 +330,9 @@ def ppo(args: argparse.Namespace, config: Any) -> Any:
 
     seconds, first = timed(whole, args.rounds)
     memory = peak_memory()
-    evaluate = stage.make_evaluate(chosen, *(dataclasses.replace(config, remat=args.remat),) * 2)
+    # As the update has it, layers in a loop where that has them.
+    looped = stage.in_a_loop(dataclasses.replace(config, remat=args.remat))
+    evaluate = stage.make_evaluate(chosen, looped, looped)
     part = jax.device_put((tokens[: args.rows], np.ones_like(tokens[: args.rows])))
     aims = jax.device_put((noise(args.rows, half), noise(args.rows, half)))
 
