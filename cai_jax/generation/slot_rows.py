@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from cai_jax.generation.placing import ROWS, past_specs, unsplit_rows
 from cai_jax.models.cache import Past
 
-FEW_COLUMNS = 64
+FEW_COLUMNS = 64  # those of a chunk, and of no longer piece of a prompt
 
 
 def take(past: Past, rows: jax.Array, mesh: Mesh | None) -> Past:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from cai_jax import checkpoints
 from cai_jax.core import mesh, sharding
 from cai_jax.errors import InputError
-from cai_jax.generation import engine, generate, prefixes, seating, sizing, slots
+from cai_jax.generation import batching, engine, generate, prefixes, seating, sizing, slots
 from cai_jax.generation.settings import SamplingSettings, Stats
 from cai_jax.models import attention
 from cai_jax.models.cache import Past
@@ -103,9 +103,22 @@ def test_a_refilled_queue_gives_what_each_request_gives_alone(llama, small_spans
 def test_chunks_and_pieces_of_any_length_give_the_same_texts(llama, small_spans, monkeypatch):
     model, (prompts, settings) = llama[0], queue(random.Random(1), 12)
     expected, stats = run(model, prompts, settings, range(12), 4), Stats()
+    decode, extend, chunks, pieces = slots.decode_jit, slots.extend_jit, set(), set()
+
+    def decoding(*arguments):
+        chunks.add(arguments[7])
+        return decode(*arguments)
+
+    def extending(*arguments):
+        pieces.add(arguments[5].shape[1])
+        return extend(*arguments)
+
     monkeypatch.setattr(engine, "chunk_steps", lambda: 5)
-    monkeypatch.setattr(engine, "piece_tokens", lambda *arguments: 11)
+    monkeypatch.setattr(engine, "piece_tokens", lambda *arguments: 3)
+    monkeypatch.setattr(slots, "decode_jit", decoding)
+    monkeypatch.setattr(slots, "extend_jit", extending)
     found = run(model, prompts, settings, range(12), 4, stats=stats)
+    assert chunks == {5} and pieces == {batching.bucket(3)}
     assert [one.token_ids for one in found] == [one.token_ids for one in expected]
     assert stats.decode_steps > 5
 
